@@ -1,0 +1,91 @@
+"""Keep synchronous database connections off the event loop.
+
+Every public name is imported when it is first used, so that ``import asyncsafe`` costs next to
+nothing: neither asyncio nor asgiref nor any driver comes with it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .connections import Local as Local
+    from .connections import database_sync_to_async as database_sync_to_async
+    from .decorators import async_unsafe as async_unsafe
+    from .exceptions import AsyncsafeError as AsyncsafeError
+    from .exceptions import AsyncUnsafeWarning as AsyncUnsafeWarning
+    from .exceptions import ConfigurationError as ConfigurationError
+    from .exceptions import InstallationError as InstallationError
+    from .exceptions import SynchronousOnlyOperation as SynchronousOnlyOperation
+    from .guards import check as check
+    from .installation import install as install
+    from .installation import uninstall as uninstall
+    from .loops import running_loop as running_loop
+    from .policy import allow as allow
+    from .policy import configure as configure
+    from .policy import exempt as exempt
+    from .policy import forbid as forbid
+    from .recorder import CallSite as CallSite
+    from .recorder import violations as violations
+    from .violation import Frame as Frame
+    from .violation import Violation as Violation
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AsyncUnsafeWarning": "exceptions",
+    "AsyncsafeError": "exceptions",
+    "CallSite": "recorder",
+    "ConfigurationError": "exceptions",
+    "Frame": "violation",
+    "InstallationError": "exceptions",
+    "Local": "connections",
+    "SynchronousOnlyOperation": "exceptions",
+    "Violation": "violation",
+    "allow": "policy",
+    "async_unsafe": "decorators",
+    "check": "guards",
+    "configure": "policy",
+    "database_sync_to_async": "connections",
+    "exempt": "policy",
+    "forbid": "policy",
+    "install": "installation",
+    "running_loop": "loops",
+    "uninstall": "installation",
+    "violations": "recorder",
+}
+
+__all__ = [
+    "AsyncUnsafeWarning",
+    "AsyncsafeError",
+    "CallSite",
+    "ConfigurationError",
+    "Frame",
+    "InstallationError",
+    "Local",
+    "SynchronousOnlyOperation",
+    "Violation",
+    "allow",
+    "async_unsafe",
+    "check",
+    "configure",
+    "database_sync_to_async",
+    "exempt",
+    "forbid",
+    "install",
+    "running_loop",
+    "uninstall",
+    "violations",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = __import__(f"{__name__}.{home}", fromlist=[name])
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

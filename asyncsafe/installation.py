@@ -1,0 +1,236 @@
+"""install() and uninstall(): guard a library when it is imported, and take it back cleanly."""
+
+from __future__ import annotations
+
+from threading import RLock
+
+from . import policy
+from .exceptions import AsyncUnsafeWarning, InstallationError
+from .guards import Guard, wrap
+from .imports import forget, when_imported
+from .patching import Patch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
+    from typing import Any
+
+#: The libraries that have an integration: asyncsafe/integrations/NAME.py.
+LIBRARIES = ("psycopg2", "sqlite3")
+
+
+class Operation:
+    """An attribute of a class (or module) that does I/O when it is called.
+
+    name: the attribute.
+    called: its name in messages, by default "library.Class.name".
+    statement: called with the call's arguments: the SQL, as text or bytes.
+    does_block: called with the call's arguments, only where a loop runs: whether this call does
+        I/O. None: always.
+    cleans_up: it ends something, and is never refused while an exception is on its way.
+    setter: it is an attribute whose assignment does I/O; reading it is free.
+    hint: what to write instead, where the coroutine makes the call itself.
+    """
+
+    __slots__ = ("called", "cleans_up", "does_block", "hint", "name", "setter", "statement")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        called: str | None = None,
+        statement: Callable[..., object] | None = None,
+        does_block: Callable[..., bool] | None = None,
+        cleans_up: bool = False,
+        setter: bool = False,
+        hint: str | None = None,
+    ) -> None:
+        self.name: str = name
+        self.called: str | None = called
+        self.statement: Callable[..., object] | None = statement
+        self.does_block: Callable[..., bool] | None = does_block
+        self.cleans_up: bool = cleans_up
+        self.setter: bool = setter
+        self.hint: str | None = hint
+
+
+class Integration:
+    """A library: its modules, their classes, and the operations of each that do I/O.
+
+    name: the library's, as install() takes it.
+    operations: {module: {class: [Operation, ...]}}, "" for the module's own functions. A module
+        is guarded when it is imported; what the installed version lacks is passed over.
+    masked: {module: {class: [attribute]}}, set to None while the library is guarded.
+    does_block: asked for every operation beside its own `does_block`, with the same arguments.
+    trusted: packages that use the library on the loop and know what they do.
+    distributions: those that may have installed it, for its version.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        operations: Mapping[str, Mapping[str, Sequence[Operation]]],
+        *,
+        masked: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        does_block: Callable[..., bool] | None = None,
+        trusted: tuple[str, ...] = (),
+        distributions: tuple[str, ...] = (),
+    ) -> None:
+        self.name = name
+        self.operations = operations
+        self.masked: (
+            Mapping[str, Mapping[str, Sequence[str]]] | dict[str, Mapping[str, Sequence[str]]]
+        ) = masked or {}
+        self.does_block = does_block
+        self.trusted = trusted
+        self.distributions = distributions
+        self.installed = False
+        self._patches: list[tuple[Patch, Guard | None]] = []
+
+    def install(self) -> None:
+        """Guard it, now or when it is imported. Raises InstallationError where that can't be."""
+        if self.installed:
+            return
+        self.installed = True
+        try:
+            for module in self.operations:
+                when_imported(module, self._guard_module)
+        except BaseException:
+            self.uninstall()
+            raise
+
+    def uninstall(self) -> None:
+        """Put everything back."""
+        self.installed: bool = False
+        for module in self.operations:
+            forget(module, self._guard_module)
+        while self._patches:
+            patch, guard = self._patches.pop()
+            if guard is not None:
+                guard.enabled = False
+            patch.undo()
+
+    def _guard_module(self, module: ModuleType) -> None:
+        with _lock:
+            masked = self.masked.get(module.__name__, {})
+            for class_name, operations in self.operations[module.__name__].items():
+                owner = getattr(module, class_name, None) if class_name else module
+                if owner is None:
+                    continue
+                for attribute in masked.get(class_name, ()):
+                    if attribute not in vars(owner):
+                        self._patches.append((Patch(owner, attribute, None), None))
+                for operation in operations:
+                    if operation.name in vars(owner):
+                        self._guard_operation(owner, operation)
+
+    def _guard_operation(self, owner: Any, operation: Operation) -> None:
+        current = vars(owner)[operation.name]
+        guarded = _guarded.get((owner, operation.name))
+        if guarded is None or current not in (guarded.original, guarded.replacement):
+            guarded = self._build(owner, operation, current)
+            _guarded[owner, operation.name] = guarded
+        guarded.guard.enabled = True
+        patch = Patch(owner, operation.name, guarded.replacement, guarded.original)
+        self._patches.append((patch, guarded.guard))
+
+    def _build(self, owner: Any, operation: Operation, current: Any) -> _Guarded:
+        known = _originals.get(id(current))
+        if known is not None:  # the wrapper of another name for the same function
+            return known
+        guard = Guard(
+            operation.called or f"{self.name}.{owner.__name__}.{operation.name}",
+            library=self.name,
+            hint=operation.hint,
+            statement=operation.statement,
+            does_block=_both(operation.does_block, self.does_block),
+            cleans_up=operation.cleans_up,
+            trusted=self.trusted,
+        )
+        if operation.setter:
+            replacement: Any = property(
+                current.__get__, wrap(current.__set__, guard), current.__delete__, current.__doc__
+            )
+        else:
+            replacement = wrap(current, guard)
+        guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
+        return guarded
+
+
+class _Guarded:
+    """An attribute, its guarded replacement, and the guard."""
+
+    __slots__ = ("guard", "original", "replacement")
+
+    def __init__(self, original: Any, replacement: Any, guard: Guard) -> None:
+        self.original = original
+        self.replacement = replacement
+        self.guard = guard
+
+
+# What was once installed is kept for ever: traces that CPython's JIT made may point to it.
+_guarded: dict[tuple[Any, str], _Guarded] = {}
+_originals: dict[int, _Guarded] = {}
+
+_integrations: dict[str, Integration] = {}
+_lock = RLock()
+
+
+def install(*libraries: str) -> None:
+    """Guard libraries: their synchronous operations are refused from a running event loop.
+
+    libraries: "sqlite3", "psycopg2"; none: every supported one. What is not imported yet is
+        guarded when it is, and never imported by this. Connections made before are guarded too.
+
+    Raises ValueError for a name that is not supported, InstallationError where a library can't
+    be guarded on this interpreter (without names: a warning), ConfigurationError where the
+    environment or pyproject.toml holds a bad setting.
+    """
+    policy.current_mode()
+    with _lock:
+        for name in _checked(libraries):
+            try:
+                integration(name).install()
+            except InstallationError as error:
+                if libraries:
+                    raise
+                import warnings
+
+                warnings.warn(str(error), AsyncUnsafeWarning, stacklevel=2)
+
+
+def uninstall(*libraries: str) -> None:
+    """Take `install()` back, for the libraries named or for all: their types are as they were.
+
+    Where somebody else has patched over a guard, theirs stays, and the guard below it lets
+    everything through.
+
+    Raises ValueError for a name that is not supported.
+    """
+    with _lock:
+        for name in _checked(libraries):
+            integration(name).uninstall()
+
+
+def integration(name: str) -> Integration:
+    """The integration of a library, from its module in asyncsafe.integrations."""
+    if name not in _integrations:
+        module = __import__(f"{__package__}.integrations.{name}", fromlist=["integration"])
+        _integrations[name] = module.integration
+    return _integrations[name]
+
+
+def _checked(libraries: tuple[str, ...]) -> tuple[str, ...]:
+    for name in libraries:
+        if name not in LIBRARIES:
+            raise ValueError(f"asyncsafe has no guard for {name!r}; it has: {', '.join(LIBRARIES)}")
+    return libraries or LIBRARIES
+
+
+def _both(
+    first: Callable[..., bool] | None, second: Callable[..., bool] | None
+) -> Callable[..., bool] | None:
+    if first is None or second is None:
+        return first or second
+    return lambda *args, **kwargs: first(*args, **kwargs) and second(*args, **kwargs)

@@ -1,0 +1,1 @@
+"""One module a library, named after it: what does I/O, what is exempt."""

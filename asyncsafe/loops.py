@@ -1,0 +1,201 @@
+"""The question: which event loop would this call block?
+
+A loop that runs on this thread is necessary, not sufficient: it must be in the call chain of the
+current greenlet. Playwright's synchronous API parks a loop in another greenlet, and under gevent
+a sibling may run one; neither is blocked by what this greenlet does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from .imports import when_imported
+from .stacks import ASYNC_CODE, call_chain, greenlets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType, ModuleType
+    from typing import Any, Literal
+
+    Library = Literal["asyncio", "trio", "curio", "twisted"]
+    Running = tuple[Library, Any]
+    Owner = tuple[int, object, object]
+
+#: A function written in C that takes nothing and returns None: while no library with an event
+#: loop is imported, and in mode "off", the guards ask this one.
+nothing: Callable[[], object | None] = [].clear
+
+#: The global namespace of every compiled wrapper, so that what they ask is bound once for all.
+#: The name is for warnings from C code, which are attributed to the frame that called it: Python
+#: shows a DeprecationWarning only in __main__, and patching.py asks again in the caller's name.
+namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing}
+
+_checks: dict[Library, Callable[[], Any]] = {}
+_awake = True
+
+#: Methods of an event loop that run it.
+_RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once"})
+
+
+def running_loop() -> Library | None:
+    """The library whose event loop the calling code would block, or None if there is none.
+
+    In a coroutine, a callback of the loop and everything below them: "asyncio" (whichever loop
+    implements it, uvloop for one), "trio", "curio" or "twisted". In a worker thread, a plain
+    script, or a greenlet beside the one that runs the loop: None.
+    """
+    running = find_running()
+    return running[0] if running else None
+
+
+def find_running() -> Running | None:
+    """As `running_loop`, with the loop itself where the library has one to show."""
+    for library, check in tuple(_checks.items()):
+        loop = check()
+        if loop and (library != "asyncio" or greenlets() is None or _in_call_chain(loop)):
+            return library, loop
+    return None
+
+
+def wake(awake: bool) -> None:
+    """Have the compiled wrappers ask (True), or find nothing at the least cost (False)."""
+    global _awake
+    _awake = awake
+    _bind()
+
+
+def current_owner(running: Running | None) -> Owner:
+    """Who is running: the thread's identifier, the greenlet (or None), the task (or None)."""
+    from _thread import get_ident
+
+    greenlet = greenlets()
+    return get_ident(), greenlet and greenlet.getcurrent(), current_task(running)
+
+
+def current_task(running: Running | None) -> Any:
+    """The task that is being executed; None in a callback and where no loop runs."""
+    if running is None:
+        return None
+    library, loop = running
+    if library == "asyncio":
+        return sys.modules["asyncio"].current_task(loop)
+    if library == "trio":
+        lowlevel = sys.modules["trio"].lowlevel
+        return lowlevel.current_task() if lowlevel.in_trio_task() else None
+    if library == "curio":
+        # Curio tells its current task to coroutines alone: the task's outermost frame stands for it.
+        outermost = None
+        for frame in call_chain(sys._getframe(1)):
+            if frame.f_code.co_flags & ASYNC_CODE:
+                outermost = frame
+        return outermost
+    return None
+
+
+def _in_call_chain(loop: Any) -> bool:
+    """Whether this greenlet, or one that is its parent, entered the loop that runs on this thread.
+
+    A coroutine on the stack, or a method that runs the loop, says yes. asyncio's own loops always
+    leave such a frame. A compiled loop (uvloop) leaves none below a callback, and none at all
+    where a thread's target is its `run_forever`: then it is ours unless another greenlet has it.
+    """
+    compiled = not hasattr(type(loop).run_forever, "__code__")
+    if any(_runs_loop(frame, loop, compiled) for frame in call_chain(sys._getframe(1))):
+        return True
+    return compiled and not _runs_elsewhere(loop)
+
+
+def _runs_loop(frame: FrameType, loop: Any, compiled: bool) -> bool:
+    code = frame.f_code
+    if code.co_flags & ASYNC_CODE:
+        return True
+    if code.co_name in _RUNNERS:
+        return frame.f_locals.get("self") is loop
+    return compiled and not _RUNNERS.isdisjoint(code.co_names)
+
+
+def _runs_elsewhere(loop: Any) -> bool:
+    """Whether a greenlet of this thread that is neither this one nor a parent holds the loop."""
+    greenlet = greenlets()
+    if greenlet is None:
+        return False
+    import gc
+
+    chain = _lineage(greenlet.getcurrent())
+    for other in gc.get_objects():
+        if not isinstance(other, greenlet.greenlet) or other in chain:
+            continue
+        if _lineage(other)[-1] is not chain[-1]:  # another thread's
+            continue
+        frame = other.gr_frame
+        while frame is not None:
+            if _runs_loop(frame, loop, compiled=True):
+                return True
+            frame = frame.f_back
+    return False
+
+
+def _lineage(greenlet: Any) -> list[Any]:
+    """A greenlet, its parent, and so on to the main greenlet of its thread."""
+    lineage = []
+    while greenlet is not None:
+        lineage.append(greenlet)
+        greenlet = greenlet.parent
+    return lineage
+
+
+def _bind() -> None:
+    getter = nothing
+    if _awake:
+        for check in _checks.values():
+            getter = check if getter is nothing else _either(getter, check)
+    namespace["get_running_loop"] = getter
+
+
+def _either(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], Any]:
+    def get_running_loop() -> Any:
+        return first() or second()
+
+    return get_running_loop
+
+
+def _add(library: Library, check: Callable[[], Any]) -> None:
+    _checks[library] = check
+    _bind()
+
+
+def _asyncio_imported(asyncio: ModuleType) -> None:
+    _add("asyncio", asyncio._get_running_loop)
+
+
+def _trio_imported(trio: ModuleType) -> None:
+    # Trio sets it round every run and guest tick; a tenth of the price of trio.lowlevel.in_trio_run().
+    thread_local = sys.modules["sniffio"].thread_local
+    _add("trio", lambda: thread_local.name)
+
+
+def _curio_imported(meta: ModuleType) -> None:
+    curio_running = meta.curio_running
+    _add("curio", lambda: curio_running() or None)
+
+
+def _twisted_imported(main: ModuleType) -> None:
+    # twisted.internet.main is what every reactor's install() imports; the reactor comes after it.
+    from twisted.python import threadable
+
+    is_reactor_thread: Callable[[], bool] = threadable.isInIOThread
+
+    def running_reactor() -> object | None:
+        reactor = sys.modules.get("twisted.internet.reactor")
+        if reactor is not None and getattr(reactor, "running", False) and is_reactor_thread():
+            return reactor
+        return None
+
+    _add("twisted", running_reactor)
+
+
+when_imported("asyncio", _asyncio_imported)
+when_imported("trio", _trio_imported)
+when_imported("curio.meta", _curio_imported)
+when_imported("twisted.internet.main", _twisted_imported)

@@ -1,0 +1,107 @@
+"""What the author of a blocking call is told."""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .violation import Frame, Violation
+
+_LOOPS = {"asyncio": "asyncio", "trio": "trio", "curio": "curio", "twisted": "Twisted"}
+
+
+def describe(violation: Violation) -> str:
+    """The whole message: headline, statement, where, under what, how to mend it."""
+    parts = [headline(violation)]
+    if violation.statement:
+        parts.append(f"    {violation.statement}")
+    parts.append("\n".join(_places(violation)))
+    parts.append("\n".join(_fixes(violation)))
+    return "\n\n".join(parts)
+
+
+def headline(violation: Violation) -> str:
+    """The operation and the loop, in a line."""
+    if violation.headline:
+        return violation.headline
+    loop = _LOOPS[violation.loop]
+    if violation.loop_type:
+        loop = f"{loop}, {violation.loop_type}"
+    verb = "was called" if violation.outcome == "raised" else "blocks: it was called"
+    importing = f", while importing {violation.importing}" if violation.importing else ""
+    return f"{violation.operation}() {verb} from a running event loop ({loop}){importing}."
+
+
+def place(frame: Frame) -> str:
+    """File and line, as short as the working directory allows."""
+    return f"{shorten(frame.filename)}:{frame.lineno}"
+
+
+def shorten(filename: str) -> str:
+    try:
+        relative = os.path.relpath(filename)
+    except (ValueError, OSError):  # another drive; a working directory that is gone
+        return filename
+    return filename if filename.startswith("<") or relative.startswith("..") else relative
+
+
+def function(frame: Frame) -> str:
+    """The function's name as it is called: without the functions that it is defined in."""
+    name = frame.function.rpartition("<locals>.")[2]
+    if name == "<module>":
+        return "the module's own code"
+    return f"async {name}()" if frame.asynchronous else f"{name}()"
+
+
+def _places(violation: Violation) -> list[str]:
+    site = violation.call_site
+    lines = [f"    at     {place(site)} in {function(site)}"]
+    under = violation.coroutine
+    task = f"      task {violation.task!r}" if violation.task else ""
+    if under is None:
+        lines.append("    under  a callback of the event loop")
+    elif under == site:
+        lines[0] += task
+    else:
+        lines.append(f"    under  {place(under)} in {function(under)}{task}")
+    if violation.whole_stack:
+        lines += ["", "  No frame on the stack is your own code's. All of it, innermost first:"]
+        lines += [f"    {place(frame)} in {function(frame)}" for frame in violation.whole_stack]
+    return lines
+
+
+def _fixes(violation: Violation) -> list[str]:
+    return [
+        f"  Run it in a thread:  {_threaded(violation)}",
+        '  or allow it here:    with asyncsafe.allow("..."):',
+    ]
+
+
+def _threaded(violation: Violation) -> str:
+    if violation.importing:
+        return f"import {violation.importing} before the event loop starts"
+    entry = _first_call(violation)
+    if entry is not None:
+        return f"await asyncsafe.database_sync_to_async({entry})(...)"
+    if violation.hint:
+        return violation.hint
+    if violation.library is None:
+        name = violation.operation.rpartition(".")[2]
+        return f"await asyncsafe.database_sync_to_async({name})(...)"
+    return (
+        "put the lines that use the connection into a function of their own, and\n"
+        "                       await asyncsafe.database_sync_to_async(that_function)(...)"
+    )
+
+
+def _first_call(violation: Violation) -> str | None:
+    """The synchronous function that the coroutine (or the loop) called, on the way to the call."""
+    entry = None
+    for frame in violation.stack:
+        if frame.asynchronous:
+            break
+        entry = frame
+    if entry is None or "<" in entry.function.rpartition("<locals>.")[2]:
+        return None
+    return entry.function.rpartition("<locals>.")[2]

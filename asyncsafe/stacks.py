@@ -1,0 +1,67 @@
+"""Whose code is on the stack: the frames that lead to a call, and which of them are the user's."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType, ModuleType
+
+#: The file name of the wrappers that guards.py compiles. Python's own warnings machinery skips
+#: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
+#: it does for its import system: what a guarded function warns about is blamed on its caller.
+WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
+
+#: Coroutines, asynchronous generators and generators decorated with ``types.coroutine``
+#: (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR, CO_ITERABLE_COROUTINE; inspect takes 12 ms to import).
+ASYNC_CODE = 0x80 | 0x200 | 0x100
+#: inspect.CO_GENERATOR
+GENERATOR_CODE = 0x20
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep
+_user_files: dict[str, bool] = {}
+
+
+def greenlets() -> ModuleType | None:
+    """The greenlet module, if the program has imported it."""
+    module = sys.modules.get("greenlet")
+    return module if hasattr(module, "getcurrent") else None
+
+
+def call_chain(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames from `frame` outwards, on through the greenlets that are this one's parents."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+    if (greenlet := greenlets()) is None:
+        return
+    parent = greenlet.getcurrent().parent
+    while parent is not None:
+        frame = parent.gr_frame
+        while frame is not None:
+            yield frame
+            frame = frame.f_back
+        parent = parent.parent
+
+
+def is_ours(filename: str) -> bool:
+    """Whether this is asyncsafe's own code."""
+    return filename == WRAPPER_FILE or filename.startswith(_OURS)
+
+
+def is_user(filename: str) -> bool:
+    """Whether this is the user's code: not ours, the standard library's or an installed package's."""
+    known = _user_files.get(filename)
+    if known is None:
+        known = _user_files[filename] = not (
+            is_ours(filename)
+            or filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
+            or f"{os.sep}site-packages{os.sep}" in filename
+            or f"{os.sep}dist-packages{os.sep}" in filename
+        )
+    return known

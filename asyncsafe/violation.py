@@ -1,0 +1,292 @@
+"""What is known about one call that blocks a running event loop."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections import namedtuple
+
+from . import loops
+from .messages import describe
+from .stacks import ASYNC_CODE, call_chain, is_ours, is_user
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType, FrameType
+    from typing import Any, Literal, NamedTuple
+
+    Outcome = Literal["raised", "warned", "recorded", "allowed"]
+
+    class Frame(NamedTuple):
+        """A place in the code: absolute file name, line, the function's qualified name."""
+
+        filename: str
+        lineno: int
+        function: str
+        asynchronous: bool = False
+
+else:
+    Frame = namedtuple(
+        "Frame", ["filename", "lineno", "function", "asynchronous"], defaults=[False]
+    )
+    Frame.__doc__ = "A place in the code: absolute file name, line, the function's qualified name."
+
+#: How much of a statement is kept, in characters. Parameters never are.
+STATEMENT_LIMIT = 500
+#: How many frames of the user's are kept.
+STACK_LIMIT = 50
+
+
+class Violation:
+    """One synchronous call that a running event loop had to wait for, or would have."""
+
+    __slots__ = (
+        "call_site",
+        "coroutine",
+        "headline",
+        "hint",
+        "importing",
+        "library",
+        "loop",
+        "loop_type",
+        "operation",
+        "outcome",
+        "reason",
+        "seconds",
+        "stack",
+        "statement",
+        "task",
+        "whole_stack",
+    )
+
+    def __init__(
+        self,
+        operation: str,
+        *,
+        library: str | None,
+        statement: str | None,
+        headline: str | None,
+        hint: str | None,
+        loop: str,
+        loop_type: str | None,
+        task: str | None,
+        call_site: Frame,
+        coroutine: Frame | None,
+        stack: tuple[Frame, ...],
+        whole_stack: tuple[Frame, ...],
+        importing: str | None,
+        outcome: Outcome,
+        reason: str | None,
+    ) -> None:
+        #: What was called: "sqlite3.Cursor.execute".
+        self.operation: str = operation
+        #: The guarded library ("sqlite3"), or None for the user's own functions.
+        self.library: str | None = library
+        #: The SQL, shortened, without parameters; None where there is none.
+        self.statement: str | None = statement
+        #: What the author of a decorated function wrote to be told instead of our first line.
+        self.headline: str | None = headline
+        #: What to write instead, where a thread for the function that called it isn't the answer.
+        self.hint: str | None = hint
+        #: "asyncio", "trio", "curio" or "twisted".
+        self.loop: str = loop
+        #: The loop's type where it isn't the library's own ("uvloop.Loop"), or None.
+        self.loop_type: str | None = loop_type
+        #: The name of the task; None in a callback.
+        self.task: str | None = task
+        #: The user's innermost frame; where there is none, the one that made the call.
+        self.call_site: Frame = call_site
+        #: The coroutine that it ran under: the user's innermost, else the innermost. None in a callback.
+        self.coroutine: Frame | None = coroutine
+        #: The user's frames, innermost first.
+        self.stack: tuple[Frame, ...] = stack
+        #: Every frame but asyncsafe's, innermost first, where none is the user's. Empty otherwise.
+        self.whole_stack: tuple[Frame, ...] = whole_stack
+        #: The module that was being imported, or None.
+        self.importing: str | None = importing
+        #: "raised" (refused), or made and "warned", "recorded" or "allowed".
+        self.outcome = outcome
+        #: Why it was allowed, or None.
+        self.reason: str | None = reason
+        #: How long the call blocked the loop; None where it was refused or hasn't returned.
+        self.seconds: float | None = None
+
+    def __repr__(self) -> str:
+        where = f"{self.call_site.filename}:{self.call_site.lineno}"
+        return f"<Violation {self.operation} at {where}, {self.outcome}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, ({name: getattr(self, name) for name in self.__slots__},)
+
+    def message(self) -> str:
+        """What is told of it: the operation, the statement, the place, the coroutine, a fix."""
+        return describe(self)
+
+
+def _restore(values: dict[str, Any]) -> Violation:
+    violation = Violation.__new__(Violation)
+    for name, value in values.items():
+        setattr(violation, name, value)
+    return violation
+
+
+class Call:
+    """A call that would block: the stack that leads to it, read once."""
+
+    def __init__(
+        self,
+        running: loops.Running,
+        operation: str,
+        *,
+        library: str | None = None,
+        headline: str | None = None,
+        hint: str | None = None,
+        statement: Callable[[], object] | None = None,
+        frame: FrameType,
+    ) -> None:
+        self.running = running
+        self.operation = operation
+        self.library = library
+        self.headline = headline
+        self.hint = hint
+        self.statement = statement
+        self._frame = frame
+        self._read()
+
+    def _read(self) -> None:
+        """Find the call site, the coroutine, and whether an object is being finalized."""
+        self.finalizing = False
+        site = caller = coroutine = outer_coroutine = None
+        for frame in call_chain(self._frame):
+            code = frame.f_code
+            user = is_user(code.co_filename)
+            if caller is None and not is_ours(code.co_filename):
+                caller = frame
+            if site is None and user:
+                site = frame
+            if code.co_name == "__del__" or code is _FINALIZE:
+                self.finalizing: bool = self.finalizing or outer_coroutine is None
+            if code.co_flags & ASYNC_CODE:
+                if user:
+                    coroutine = frame
+                    break
+                outer_coroutine = outer_coroutine or frame
+        self._caller = caller or self._frame
+        self._site = site or self._caller
+        self._coroutine = coroutine or outer_coroutine
+        self.key: tuple[str, int, int, int | None, int | None] = (
+            self.operation,
+            id(self._site.f_code),
+            self._site.f_lasti,
+            self._coroutine and id(self._coroutine.f_code),
+            self._coroutine and self._coroutine.f_lasti,
+        )
+        self.kept: tuple[CodeType, CodeType | None] = (
+            self._site.f_code,
+            self._coroutine and self._coroutine.f_code,
+        )
+
+    def made_by(self, packages: tuple[str, ...]) -> bool:
+        """Whether the code that makes the call belongs to one of these packages."""
+        module = self._caller.f_globals.get("__name__") or ""
+        return module.partition(".")[0] in packages
+
+    def exception_on_its_way(self) -> BaseException | None:
+        """The exception that is being handled between the loop and this call, if one is."""
+        exception = sys.exc_info()[1]
+        if exception is None or exception.__traceback__ is None:
+            return exception
+        # The traceback begins with the frame that the exception has come to. Where that frame
+        # called the loop, the exception is none of this call's.
+        handler = exception.__traceback__.tb_frame
+        below_loop = False
+        for frame in call_chain(self._frame):
+            asynchronous = frame.f_code.co_flags & ASYNC_CODE
+            if below_loop and not asynchronous:
+                return None
+            if frame is handler:
+                return exception
+            below_loop = below_loop or bool(asynchronous) or frame.f_code.co_name == "_run_once"
+        return None
+
+    def violation(self, outcome: Outcome, reason: str | None) -> Violation:
+        frames = [f for f in call_chain(self._frame) if not is_ours(f.f_code.co_filename)]
+        users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
+        library, loop = self.running
+        return Violation(
+            self.operation,
+            library=self.library,
+            statement=_statement(self.statement),
+            headline=self.headline,
+            hint=self.hint,
+            loop=library,
+            loop_type=_loop_type(loop) if library == "asyncio" else None,
+            task=_task_name(self.running),
+            call_site=_describe(self._site),
+            coroutine=self._coroutine and _describe(self._coroutine),
+            stack=tuple(map(_describe, users[:STACK_LIMIT])),
+            whole_stack=() if users else tuple(map(_describe, frames[:STACK_LIMIT])),
+            importing=_importing(frames),
+            outcome=outcome,
+            reason=reason,
+        )
+
+
+def _describe(frame: FrameType) -> Frame:
+    code = frame.f_code
+    return Frame(
+        os.path.abspath(code.co_filename)
+        if not code.co_filename.startswith("<")
+        else code.co_filename,
+        frame.f_lineno or code.co_firstlineno,
+        code.co_qualname,
+        bool(code.co_flags & ASYNC_CODE),
+    )
+
+
+def _statement(read: Callable[[], object] | None) -> str | None:
+    try:
+        statement = read and read()
+    except Exception:  # a query object of the user's that can't be read must not hide the violation
+        return None
+    if isinstance(statement, bytes):
+        statement = statement.decode("utf-8", "replace")
+    if not isinstance(statement, str):
+        return None
+    statement = " ".join(statement.split())
+    return (
+        statement if len(statement) <= STATEMENT_LIMIT else statement[: STATEMENT_LIMIT - 1] + "…"
+    )
+
+
+def _loop_type(loop: Any) -> str | None:
+    module = type(loop).__module__
+    return None if module.partition(".")[0] == "asyncio" else f"{module}.{type(loop).__qualname__}"
+
+
+def _task_name(running: loops.Running) -> str | None:
+    task = loops.current_task(running)
+    name = task.get_name if hasattr(task, "get_name") else getattr(task, "name", None)
+    return str(name() if callable(name) else name) if name is not None else None
+
+
+def _importing(frames: list[FrameType]) -> str | None:
+    """The innermost module whose import is under way: the import system called its code."""
+    for inner, outer in itertools.pairwise(frames):
+        if inner.f_code.co_name == "<module>" and outer.f_code.co_filename.startswith(
+            "<frozen importlib"
+        ):
+            return str(inner.f_globals.get("__name__"))
+    return None
+
+
+def _finalize_code() -> CodeType:
+    from weakref import finalize
+
+    return finalize.__call__.__code__
+
+
+#: The garbage collector calls weakref.finalize objects; a raise there is lost.
+_FINALIZE = _finalize_code()
