@@ -107,7 +107,7 @@ def _guard_class(cls: type, headline: str | None) -> type:
                 if not _is_asynchronous(value):
                     setattr(owner, name, _guarded(value, headline))
 
-    def guard_subclasses(owner: type) -> None:
+    def guard_subclasses(owner: type[Any]) -> None:
         guard_methods(owner)
         for subclass in owner.__subclasses__():
             guard_subclasses(subclass)

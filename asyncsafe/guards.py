@@ -266,7 +266,8 @@ def wrap(call: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
 def guard_of(function: Any) -> Guard | None:
     """The guard of a wrapper that `wrap` built; None for everything else."""
     if isinstance(function, FunctionType) and function.__code__.co_filename == WRAPPER_FILE:
-        return getattr(function, "__async_unsafe__")  # noqa: B009
+        guard: Guard = getattr(function, "__async_unsafe__")
+        return guard
     return None
 
 

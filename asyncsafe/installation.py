@@ -102,7 +102,7 @@ class Integration:
 
     def uninstall(self) -> None:
         """Put everything back."""
-        self.installed: bool = False
+        self.installed = False
         for module in self.operations:
             forget(module, self._guard_module)
         while self._patches:

@@ -167,7 +167,7 @@ class Call:
             if site is None and user:
                 site = frame
             if code.co_name == "__del__" or code is _FINALIZE:
-                self.finalizing: bool = self.finalizing or outer_coroutine is None
+                self.finalizing = self.finalizing or outer_coroutine is None
             if code.co_flags & ASYNC_CODE:
                 if user:
                     coroutine = frame
