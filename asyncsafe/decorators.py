@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from types import FunctionType, MethodType
 
-from .guards import Guard, guard_of, wrap
-from .stacks import ASYNC_CODE, GENERATOR_CODE
+from .guards import Guard, guard_of, makes_generators, wrap
+from .stacks import ASYNC_CODE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,14 +73,12 @@ def _guarded(target: Any, headline: str | None) -> Any:
         from contextlib import contextmanager
 
         return contextmanager(_guarded(getattr(target, "__wrapped__"), headline))
-    flags = target.__code__.co_flags if isinstance(target, FunctionType) else 0
-    hint = _GENERATOR_HINT if flags & GENERATOR_CODE else None
+    hint = _GENERATOR_HINT if makes_generators(target) else None
     return wrap(target, Guard(_name(target), headline=headline, hint=hint))
 
 
 _GENERATOR_HINT = (
-    "take its items in a function of their own, and\n"
-    "                       await asyncsafe.database_sync_to_async(that_function)(...)"
+    "await asyncsafe.database_sync_to_async(f)(...), with f a function that takes the items"
 )
 
 
@@ -113,17 +111,18 @@ def _guard_class(cls: type, headline: str | None) -> type:
             guard_subclasses(subclass)
 
     guard_subclasses(cls)
-    inherited = cls.__init_subclass__
+    own = vars(cls).get("__init_subclass__")
 
     def __init_subclass__(subclass: Any, /, **kwargs: Any) -> None:  # noqa: N807
-        if isinstance(inherited, MethodType):
-            inherited.__func__(subclass, **kwargs)
-        else:  # object's own, which is written in C
-            inherited(**kwargs)
+        if own is not None:
+            own.__get__(None, subclass)(**kwargs)
+        else:  # the next one's, for `subclass`. dataclass(slots=True) puts a copy in place of `cls`
+            owner = next(c for c in subclass.__mro__ if vars(c).get("__init_subclass__") is hook)
+            super(owner, subclass).__init_subclass__(**kwargs)
         guard_methods(subclass)
 
-    hook: Any = __init_subclass__
-    setattr(cls, "__init_subclass__", classmethod(hook))
+    hook: Any = classmethod(__init_subclass__)
+    setattr(cls, "__init_subclass__", hook)
     return cls
 
 

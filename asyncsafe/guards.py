@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from types import FunctionType, MethodDescriptorType, WrapperDescriptorType
+from types import FunctionType, MethodDescriptorType, MethodType, WrapperDescriptorType
 
 from . import loops, policy
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
@@ -24,9 +24,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
     from types import CodeType
-    from typing import Any
+    from typing import Any, Literal
 
     from .violation import Outcome
+
+    Activity = Literal["call", "telling"]
 
 
 _VARARGS, _VARKEYWORDS = 0x4, 0x8  # inspect.CO_*
@@ -111,7 +113,10 @@ def _admit(
     if not guard.enabled:
         return None
     running = loops.find_running()
-    if running is None or (_is_inside() and not policy.forbidden(running)):
+    if running is None:
+        return None
+    inside = _active_greenlets().get(_greenlet_id())
+    if inside == "telling" or (inside == "call" and not policy.forbidden(running)):
         return None
     if args and policy.is_exempt(args[0]):
         return None
@@ -134,26 +139,29 @@ def _admit(
     if answer.mode == "raise":
         reason = _why_never_refused(guard, call, args, cleaning_up)
         if reason is None:
-            with _Inside():
+            with _Inside("telling"):
                 violation = violations.refuse(call)
             raise SynchronousOnlyOperation(violation)
         answer = policy.Answer("allow", reason)
-    if answer.mode == "warn":
-        return _warn(call)
-    outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
-    return violations.begin(call, outcome, answer.reason)
+    with _Inside("telling"):
+        if answer.mode == "warn":
+            return _warn(call)
+        outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
+        return violations.begin(call, outcome, answer.reason)
 
 
 def _make(
     pending: Pending, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Make the call, timed; guarded calls that it makes are part of it."""
-    with _Inside():
+    with _Inside("call") as inside:
         start = perf_counter()
         try:
             return call(*args, **kwargs)
         finally:
-            violations.end(pending, perf_counter() - start)
+            seconds = perf_counter() - start
+            inside.becomes("telling")
+            violations.end(pending, seconds)
 
 
 def _does_block(
@@ -205,40 +213,45 @@ def _warn(call: Call) -> Pending:
 class _Inside:
     """Where a guarded call, or our own telling of one, is under way: by thread and greenlet.
 
-    A guarded call within it is part of the outer one. Not a context variable: tasks that are
+    A guarded call within it is part of the outer one; within the telling (a subscriber's, a log
+    handler's) it is nobody's, whatever forbids it. Not a context variable: tasks that are
     started inside would inherit that.
     """
 
-    __slots__ = ("greenlet", "is_outermost")
+    __slots__ = ("active", "greenlet", "outer")
 
-    def __enter__(self) -> None:
-        active = _active_greenlets()
-        self.greenlet = _greenlet_id()
-        self.is_outermost = self.greenlet not in active
-        active.add(self.greenlet)
+    def __init__(self, what: Activity) -> None:
+        self.active: dict[int, Activity] = _active_greenlets()
+        self.greenlet: int = _greenlet_id()
+        self.outer: Activity | None = self.active.get(self.greenlet)
+        self.becomes(what)
+
+    def becomes(self, what: Activity) -> None:
+        self.active[self.greenlet] = what
+
+    def __enter__(self) -> _Inside:
+        return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self.is_outermost:
-            _active_greenlets().discard(self.greenlet)
+        if self.outer is None:
+            del self.active[self.greenlet]
+        else:
+            self.active[self.greenlet] = self.outer
 
 
 _thread = threading.local()
 
 
-def _active_greenlets() -> set[int]:
-    active: set[int] | None = getattr(_thread, "active", None)
+def _active_greenlets() -> dict[int, Activity]:
+    active: dict[int, Activity] | None = getattr(_thread, "active", None)
     if active is None:
-        active = _thread.active = set()
+        active = _thread.active = {}
     return active
 
 
 def _greenlet_id() -> int:
     greenlet = greenlets()
     return 0 if greenlet is None else id(greenlet.getcurrent())
-
-
-def _is_inside() -> bool:
-    return _greenlet_id() in _active_greenlets()
 
 
 # Wrappers --------------------------------------------------------------------------------------
@@ -249,8 +262,7 @@ def wrap(call: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
 
     call: a Python function, or any callable that takes arguments.
     """
-    flags = call.__code__.co_flags if isinstance(call, FunctionType) else 0
-    template = _GENERATOR_WRAPPER if flags & GENERATOR_CODE else _WRAPPER
+    template = _GENERATOR_WRAPPER if makes_generators(call) else _WRAPPER
     parameters, arguments = _signature(call)
     made: dict[str, Any] = {}
     exec(_compile(template.format(parameters=parameters, **arguments)), loops.namespace, made)  # noqa: S102
@@ -263,6 +275,13 @@ def wrap(call: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
     return wrapper
 
 
+def makes_generators(call: Any) -> bool:
+    """Whether this is a generator function: itself, as a bound method, or in a partial."""
+    while isinstance(call, (functools.partial, MethodType)):
+        call = call.func if isinstance(call, functools.partial) else call.__func__
+    return isinstance(call, FunctionType) and bool(call.__code__.co_flags & GENERATOR_CODE)
+
+
 def guard_of(function: Any) -> Guard | None:
     """The guard of a wrapper that `wrap` built; None for everything else."""
     if isinstance(function, FunctionType) and function.__code__.co_filename == WRAPPER_FILE:
@@ -272,6 +291,9 @@ def guard_of(function: Any) -> Guard | None:
 
 
 _MISSING = object()
+
+#: What the code of the wrappers reads beside its parameters.
+_NAMES = frozenset({"_MISSING", "_advance", "_blocked", "_call", "_guard", "get_running_loop"})
 
 _WRAPPER = """\
 def make(_guard, _call, _blocked, _advance, _MISSING):
@@ -302,7 +324,7 @@ def _compile(source: str) -> CodeType:
 
 def _signature(call: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """The parameters of a wrapper, and the arguments with which it makes the call."""
-    if isinstance(call, FunctionType):
+    if isinstance(call, FunctionType) and _NAMES.isdisjoint(call.__code__.co_varnames):
         return _python_signature(call)
     return _c_signature(call) or (
         "*args, **kwargs",

@@ -85,7 +85,7 @@ class Integration:
         self.does_block = does_block
         self.trusted = trusted
         self.distributions = distributions
-        self.installed = False
+        self.installed: bool = False
         self._patches: list[tuple[Patch, Guard | None]] = []
 
     def install(self) -> None:

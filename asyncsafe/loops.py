@@ -15,7 +15,7 @@ from .stacks import ASYNC_CODE, call_chain, greenlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType, ModuleType
+    from types import CodeType, FrameType, ModuleType
     from typing import Any, Literal
 
     Library = Literal["asyncio", "trio", "curio", "twisted"]
@@ -34,8 +34,8 @@ namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing
 _checks: dict[Library, Callable[[], Any]] = {}
 _awake = True
 
-#: Methods of an event loop that run it.
-_RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once"})
+#: Methods of an event loop that run it (mainLoop is Twisted's).
+_RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once", "mainLoop"})
 
 
 def running_loop() -> Library | None:
@@ -56,6 +56,11 @@ def find_running() -> Running | None:
         if loop and (library != "asyncio" or greenlets() is None or _in_call_chain(loop)):
             return library, loop
     return None
+
+
+def is_outside(code: CodeType) -> bool:
+    """Whether this code runs a loop, or calls what does: nothing from there on is in the loop."""
+    return code.co_name in _RUNNERS or not _RUNNERS.isdisjoint(code.co_names)
 
 
 def wake(awake: bool) -> None:

@@ -72,13 +72,15 @@ def _places(violation: Violation) -> list[str]:
 
 
 def _fixes(violation: Violation) -> list[str]:
+    label = "Import it earlier:" if violation.importing else "Run it in a thread:"
     return [
-        f"  Run it in a thread:  {_threaded(violation)}",
+        f"  {label:<20} {fix(violation)}",
         '  or allow it here:    with asyncsafe.allow("..."):',
     ]
 
 
-def _threaded(violation: Violation) -> str:
+def fix(violation: Violation) -> str:
+    """What to write instead, in a line."""
     if violation.importing:
         return f"import {violation.importing} before the event loop starts"
     entry = _first_call(violation)
@@ -86,13 +88,11 @@ def _threaded(violation: Violation) -> str:
         return f"await asyncsafe.database_sync_to_async({entry})(...)"
     if violation.hint:
         return violation.hint
-    if violation.library is None:
+    # check() without a name is named after the function that it stands in: no name to call.
+    if violation.library is None and violation.operation != violation.call_site.function:
         name = violation.operation.rpartition(".")[2]
         return f"await asyncsafe.database_sync_to_async({name})(...)"
-    return (
-        "put the lines that use the connection into a function of their own, and\n"
-        "                       await asyncsafe.database_sync_to_async(that_function)(...)"
-    )
+    return "await asyncsafe.database_sync_to_async(f)(...), these lines being moved to a function f"
 
 
 def _first_call(violation: Violation) -> str | None:

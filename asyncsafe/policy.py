@@ -280,7 +280,10 @@ class _Scope:
         name = type(self).__name__
         if not callable(function) or isinstance(function, staticmethod):
             raise TypeError(f"@{name}() decorates a function, not {type(function).__name__}")
-        flags = getattr(getattr(function, "__code__", None), "co_flags", 0)
+        called: Any = function
+        while isinstance(called, functools.partial):
+            called = called.func
+        flags = getattr(getattr(called, "__code__", None), "co_flags", 0)
         if flags & 0x220:  # inspect.CO_GENERATOR | CO_ASYNC_GENERATOR
             raise TypeError(
                 f"@{name}() doesn't decorate a generator function, whose caller would run inside "

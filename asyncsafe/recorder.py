@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from threading import RLock
 
 TYPE_CHECKING = False
@@ -47,13 +48,24 @@ class Recorder:
     def __init__(self) -> None:
         self._lock = RLock()
         self._subscribers: list[Callable[[Violation], object]] = []
-        self._keepers: list[Callable[[CallSite], object]] = []
+        self._keepers: list[Callable[[CallSite | None], object]] = []
         self._sites: dict[tuple[Any, ...], CallSite] = {}
         #: From what is cheap to compare to the call site. Each value keeps alive what its key
         #: names by id.
         self._known: dict[tuple[Any, ...], tuple[CallSite, Any]] = {}
-        #: Calls at call sites beyond SITE_LIMIT.
-        self.dropped: int = 0
+        #: Stands for all call sites beyond SITE_LIMIT.
+        self._beyond: CallSite | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # Another thread may have held it when the process was forked.
+        self._lock = RLock()
+
+    @property
+    def dropped(self) -> int:
+        """How many calls were at call sites beyond SITE_LIMIT, which are not told apart."""
+        return self._beyond.calls if self._beyond else 0
 
     def __iter__(self) -> Iterator[CallSite]:
         with self._lock:
@@ -70,7 +82,7 @@ class Recorder:
         with self._lock:
             self._sites.clear()
             self._known.clear()
-            self.dropped = 0
+            self._beyond = None
 
     def subscribe(self, callback: Callable[[Violation], object]) -> Callable[[], None]:
         """Call `callback` with each violation: a refused one before it is raised, another when its call has returned.
@@ -90,8 +102,8 @@ class Recorder:
 
         return unsubscribe
 
-    def keep(self, keeper: Callable[[CallSite], object]) -> None:
-        """Call `keeper` with a call site whenever its numbers change (cli.py's recording)."""
+    def keep(self, keeper: Callable[[CallSite | None], object]) -> None:
+        """Call `keeper` with a call site whenever its numbers change, with None when `dropped` does."""
         self._keepers.append(keeper)
 
     # What guards.py calls --------------------------------------------------------------------
@@ -127,9 +139,6 @@ class Recorder:
         """The call site, and the violation if it is the first one there."""
         with self._lock:
             site = self._find_site(call, outcome, reason)
-            if site is None:
-                self.dropped += 1
-                site = CallSite(call.violation(outcome, reason))
             site.calls += 1
             site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
             self._tell_keepers(site)
@@ -138,7 +147,7 @@ class Recorder:
         _log(site.violation)
         return site, site.violation
 
-    def _find_site(self, call: Call, outcome: Outcome, reason: str | None) -> CallSite | None:
+    def _find_site(self, call: Call, outcome: Outcome, reason: str | None) -> CallSite:
         known = self._known.get(call.key)
         if known is not None:
             return known[0]
@@ -147,7 +156,8 @@ class Recorder:
         site = self._sites.get(name)
         if site is None:
             if len(self._sites) >= SITE_LIMIT:
-                return None
+                self._beyond = self._beyond or CallSite(violation)
+                return self._beyond
             site = self._sites[name] = CallSite(violation)
         if len(self._known) >= 2 * SITE_LIMIT:
             self._known.clear()
@@ -156,7 +166,7 @@ class Recorder:
 
     def _tell_keepers(self, site: CallSite) -> None:
         for keeper in self._keepers:
-            keeper(site)
+            keeper(None if site is self._beyond else site)
 
     def _tell_subscribers(self, violation: Violation) -> None:
         for callback in tuple(self._subscribers):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections import namedtuple
+from itertools import pairwise, takewhile
 
 from . import loops
 from .messages import describe
@@ -152,12 +152,13 @@ class Call:
         self.headline = headline
         self.hint = hint
         self.statement = statement
+        #: Whether the call comes out of a finalizer.
+        self.finalizing: bool = False
         self._frame = frame
         self._read()
 
     def _read(self) -> None:
         """Find the call site, the coroutine, and whether an object is being finalized."""
-        self.finalizing = False
         site = caller = coroutine = outer_coroutine = None
         for frame in call_chain(self._frame):
             code = frame.f_code
@@ -212,7 +213,13 @@ class Call:
         return None
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
-        frames = [f for f in call_chain(self._frame) if not is_ours(f.f_code.co_filename)]
+        frames = [
+            frame
+            for frame in takewhile(
+                lambda f: not loops.is_outside(f.f_code), call_chain(self._frame)
+            )
+            if not is_ours(frame.f_code.co_filename)
+        ]
         users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
         library, loop = self.running
         return Violation(
@@ -274,7 +281,7 @@ def _task_name(running: loops.Running) -> str | None:
 
 def _importing(frames: list[FrameType]) -> str | None:
     """The innermost module whose import is under way: the import system called its code."""
-    for inner, outer in itertools.pairwise(frames):
+    for inner, outer in pairwise(frames):
         if inner.f_code.co_name == "<module>" and outer.f_code.co_filename.startswith(
             "<frozen importlib"
         ):

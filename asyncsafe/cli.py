@@ -1,0 +1,242 @@
+"""asyncsafe run | info: guard a program that nobody has changed, and tell what it does."""
+
+from __future__ import annotations
+
+import argparse
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from . import __version__, policy
+from .exceptions import AsyncsafeError
+from .following import follow
+from .installation import LIBRARIES, integration
+from .reports import json, text
+from .reports.recording import DIRECTORY_VARIABLE, read_recordings
+from .running import NotATarget, Target, find_target
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+#: With --fail: the exit status of a target that ended well, but not without violations.
+VIOLATIONS = 3
+
+_BOOTSTRAP = str(Path(__file__).parent / "bootstrap")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status, where the target doesn't set its own."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, *rest = arguments or ["--help"]
+    parser = _parser()
+    if command != "run":
+        options = parser.parse_args(arguments or ["--help"])
+        return _info() if options.command == "info" else 0
+    own, target = _split(rest)
+    options = parser.parse_args(["run", *own])
+    if not target:
+        parser.error("run: name a script, -m and a module, or an installed command")
+    try:
+        return _run(options, target)
+    except (AsyncsafeError, NotATarget, OSError) as error:
+        parser.exit(2, f"asyncsafe: error: {error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asyncsafe", description="Keep synchronous database connections off the event loop."
+    )
+    parser.add_argument("--version", action="version", version=f"asyncsafe {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | info")
+    run = commands.add_parser(
+        "run",
+        help="run a program, guarded, and report what blocks its event loop",
+        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] TARGET [ARGUMENTS ...]",
+        description="TARGET is a script, `-m MODULE`, or an installed command. It runs in this "
+        "process, and keeps its own exit status; the report goes to standard error.",
+    )
+    run.add_argument(
+        "--mode",
+        choices=policy.MODES,
+        help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else record)",
+    )
+    run.add_argument("--report", metavar="FILE", help="write the report as JSON, too")
+    run.add_argument(
+        "--fail",
+        action="store_true",
+        help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    commands.add_parser("info", help="tell what can be guarded here, and the mode")
+    return parser
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our options, which end where the target begins, and the target with its own."""
+    position = 0
+    while position < len(arguments) and arguments[position].startswith("-"):
+        if arguments[position] == "-m":
+            break
+        if arguments[position] == "--":
+            return arguments[:position], arguments[position + 1 :]
+        position += 2 if arguments[position] in {"--mode", "--report"} else 1
+    return arguments[:position], arguments[position:]
+
+
+# run --------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+    target = find_target(arguments)
+    if options.report and not Path(options.report).resolve().parent.is_dir():
+        raise NotADirectoryError(f"--report {options.report}: there is no such directory")
+    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
+    os.environ[policy.MODE_VARIABLE] = mode
+    policy.current_mode()
+    if DIRECTORY_VARIABLE in os.environ:
+        # Below another `asyncsafe run`, which merges what is recorded here: `flask run --reload`
+        # starts its own command line again.
+        target.run()
+        return 0
+    session = _Session(target, mode, options)
+    session.begin()
+    session.run()
+    return session.exit_status()
+
+
+class _Session:
+    """One run of a target: its recordings, its exit status, the report at the end."""
+
+    def __init__(self, target: Target, mode: str, options: argparse.Namespace) -> None:
+        self._target = target
+        self._mode = mode
+        self._fail: bool = options.fail
+        # The target may change the working directory.
+        self._report_path = options.report and Path(options.report).resolve()
+        self._status: int | None = 0
+        self._pid = os.getpid()
+        self._directory = tempfile.mkdtemp(prefix="asyncsafe-")
+        self._ended = False
+
+    def begin(self) -> None:
+        os.environ[DIRECTORY_VARIABLE] = self._directory
+        paths = [_BOOTSTRAP, *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        follow()
+        # The first to be registered is the last to be called: the target's own come before it.
+        atexit.register(self._at_exit)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            # Nothing of Python's runs when the default action ends the process (`kill`, and
+            # uvicorn, which sends itself the signal again after its graceful end).
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def run(self) -> None:
+        try:
+            self._target.run()
+        except NotATarget:
+            self._ended = True
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        except SystemExit as error:
+            self._status = _status(error.code)
+            if self._status:
+                raise
+        except KeyboardInterrupt:
+            self._status = None
+            raise
+        except BaseException:
+            self._status = 1
+            raise
+
+    def exit_status(self) -> int:
+        """What the process should exit with, as far as it is known when the target has returned."""
+        return VIOLATIONS if self._fail and _violations(self._read()) else 0
+
+    def _at_exit(self) -> None:
+        report = self._end()
+        if report and self._fail and self._status == 0 and _violations(report):
+            # Violations in threads that outlived the target's main one: the interpreter has
+            # settled its exit status by now.
+            if "logging" in sys.modules:
+                sys.modules["logging"].shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(VIOLATIONS)
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._status = None
+        self._end()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _end(self) -> dict[str, Any] | None:
+        """Tell the report, once, in the process that began it."""
+        if self._ended or os.getpid() != self._pid:
+            return None
+        self._ended = True
+        report = self._read()
+        if sys.stderr is not None:
+            sys.stderr.write("\n" + text.render(report))
+            sys.stderr.flush()
+        if self._report_path:
+            try:
+                self._report_path.write_text(json.render(report), encoding="utf-8")
+            except OSError as error:
+                print(f"asyncsafe: the report was not written: {error}", file=sys.stderr)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        return report
+
+    def _read(self) -> dict[str, Any]:
+        return {
+            "command": [self._target.name, *self._target.arguments],
+            "mode": self._mode,
+            "exit_status": self._status,
+            **read_recordings(self._directory),
+        }
+
+
+def _violations(report: dict[str, Any]) -> bool:
+    """Whether anything was recorded that nobody allowed."""
+    return any(site["calls"] > site["outcomes"]["allowed"] for site in report["sites"])
+
+
+def _status(code: object) -> int:
+    """The exit status that sys.exit(code) makes."""
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+# info -------------------------------------------------------------------------------------------
+
+
+def _info() -> int:
+    print(f"asyncsafe {__version__} on {sys.implementation.name} {sys.version.split()[0]}")
+    try:
+        mode, source = policy.current_mode()
+        print(f"mode: {mode} ({source})")
+    except AsyncsafeError as error:
+        print(f"mode: {error}")
+    if value := os.environ.get(policy.DJANGO_VARIABLE):
+        print(f"{policy.DJANGO_VARIABLE}={value} allows everything, whatever the mode")
+    print("guarded by install():")
+    for name in LIBRARIES:
+        print(f"  {name:12} {_version(integration(name).distributions)}")
+    return 0
+
+
+def _version(distributions: tuple[str, ...]) -> str:
+    if not distributions:
+        return "the standard library's"
+    for distribution in distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"

@@ -1,0 +1,1 @@
+"""What was recorded: kept in files while a program runs, merged, and written for people and tools."""

@@ -1,0 +1,93 @@
+"""The report as a table, worst first."""
+
+from __future__ import annotations
+
+from ..messages import function, place
+from ..violation import Frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_HEADINGS = ("total", "worst", "calls", "operation", "call site", "under")
+_RIGHT_ALIGNED = 3
+
+#: How many coroutines the table tells how to mend.
+FIXES = 10
+
+
+def render(report: dict[str, Any]) -> str:
+    """The table, with a line above that sums it up."""
+    sites = report["sites"]
+    if not sites:
+        return "asyncsafe: nothing blocked the event loop.\n"
+    rows = [_HEADINGS, *map(_row, sites)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [_summary(sites), ""]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column < _RIGHT_ALIGNED else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += ["", "To mend them, worst first:" if len(sites) > 1 else "To mend it:", *_fixes(sites)]
+    if report["dropped"]:
+        lines += [
+            "",
+            f"And {report['dropped']} calls at further call sites, which aren't told apart.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def seconds(value: float) -> str:
+    """A duration with the unit that suits it."""
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+
+
+def _summary(sites: list[dict[str, Any]]) -> str:
+    calls = sum(site["calls"] for site in sites)
+    refused = sum(site["outcomes"]["raised"] for site in sites)
+    blocked = seconds(sum(site["seconds"] for site in sites))
+    what = f"{_count(calls, 'synchronous call')} on the event loop, at {_count(len(sites), 'call site')}"
+    if refused == calls:
+        return f"asyncsafe: {what}; all were refused."
+    told = f"asyncsafe: {what}, blocked it for {blocked}"
+    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _row(site: dict[str, Any]) -> tuple[str, ...]:
+    refused = site["outcomes"]["raised"] == site["calls"]
+    at, under = site["call_site"], site["coroutine"]
+    return (
+        "refused" if refused else seconds(site["seconds"]),
+        "" if refused else seconds(site["worst"]),
+        f"{site['calls']:,}",
+        site["operation"],
+        _place(at),
+        "a callback of the loop" if under is None else "" if under == at else _place(under),
+    )
+
+
+def _fixes(sites: list[dict[str, Any]]) -> list[str]:
+    """One line for each function and its fix, the worst first."""
+    fixes: dict[tuple[str, str, str], str] = {}
+    for site in sites:
+        under = site["coroutine"] or site["call_site"]
+        fixes.setdefault((under["file"], under["function"], site["fix"]), _place(under))
+    shown = list(fixes.items())[:FIXES]
+    width = max(len(where) for _, where in shown)
+    lines = [f"  {where.ljust(width)}  {fix}" for (_, _, fix), where in shown]
+    if len(fixes) > len(shown):
+        lines.append(f"  and {len(fixes) - len(shown)} more: --report FILE has them all")
+    return lines
+
+
+def _place(where: dict[str, Any]) -> str:
+    frame = Frame(where["file"], where["line"], where["function"], where["async"])
+    return f"{place(frame)} {function(frame)}"
