@@ -30,10 +30,21 @@ class Operation:
         I/O. None: always.
     cleans_up: it ends something, and is never refused while an exception is on its way.
     setter: it is an attribute whose assignment does I/O; reading it is free.
+    adapt: called with the original: what is guarded in its place, where the original can't be
+        called as it is once its type is patched.
     hint: what to write instead, where the coroutine makes the call itself.
     """
 
-    __slots__ = ("called", "cleans_up", "does_block", "hint", "name", "setter", "statement")
+    __slots__ = (
+        "adapt",
+        "called",
+        "cleans_up",
+        "does_block",
+        "hint",
+        "name",
+        "setter",
+        "statement",
+    )
 
     def __init__(
         self,
@@ -44,6 +55,7 @@ class Operation:
         does_block: Callable[..., bool] | None = None,
         cleans_up: bool = False,
         setter: bool = False,
+        adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
     ) -> None:
         self.name: str = name
@@ -52,6 +64,7 @@ class Operation:
         self.does_block: Callable[..., bool] | None = does_block
         self.cleans_up: bool = cleans_up
         self.setter: bool = setter
+        self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
 
 
@@ -153,7 +166,7 @@ class Integration:
                 current.__get__, wrap(current.__set__, guard), current.__delete__, current.__doc__
             )
         else:
-            replacement = wrap(current, guard)
+            replacement = wrap(operation.adapt(current) if operation.adapt else current, guard)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
         return guarded
 

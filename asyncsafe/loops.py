@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FunctionType
 
 from .imports import when_imported
 from .stacks import ASYNC_CODE, call_chain, greenlets
@@ -105,7 +106,8 @@ def _in_call_chain(loop: Any) -> bool:
     leave such a frame. A compiled loop (uvloop) leaves none below a callback, and none at all
     where a thread's target is its `run_forever`: then it is ours unless another greenlet has it.
     """
-    compiled = not hasattr(type(loop).run_forever, "__code__")
+    # Cython's functions have a __code__ too, but no frame.
+    compiled = not isinstance(type(loop).run_forever, FunctionType)
     if any(_runs_loop(frame, loop, compiled) for frame in call_chain(sys._getframe(1))):
         return True
     return compiled and not _runs_elsewhere(loop)
@@ -115,8 +117,8 @@ def _runs_loop(frame: FrameType, loop: Any, compiled: bool) -> bool:
     code = frame.f_code
     if code.co_flags & ASYNC_CODE:
         return True
-    if code.co_name in _RUNNERS:
-        return frame.f_locals.get("self") is loop
+    if code.co_name in _RUNNERS and frame.f_locals.get("self") is loop:
+        return True
     return compiled and not _RUNNERS.isdisjoint(code.co_names)
 
 

@@ -39,6 +39,11 @@ def place(frame: Frame) -> str:
 
 
 def shorten(filename: str) -> str:
+    """The path from the working directory, or within the folder of installed packages."""
+    for packages in ("site-packages", "dist-packages"):
+        _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
+        if found:
+            return rest
     try:
         relative = os.path.relpath(filename)
     except (ValueError, OSError):  # another drive; a working directory that is gone

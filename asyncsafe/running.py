@@ -116,7 +116,7 @@ class _Directory(_Module):
         return self.name
 
     def _set_path(self) -> None:
-        sys.path.insert(0, self.name)
+        sys.path.insert(0, os.path.abspath(self.name))
 
     def _find(self) -> ModuleSpec:
         spec = importlib.machinery.PathFinder.find_spec("__main__", [self.name])

@@ -10,38 +10,93 @@ Exempt are connections opened with `async_=1` (aiopg's), and all of them under a
 
 from __future__ import annotations
 
+import functools
 import sys
 
 from ..installation import Integration, Operation
+from ..policy import is_exempt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _STATUS_BEGIN = 2  # psycopg2.extensions.STATUS_BEGIN
 _IDLE = 0  # psycopg2.extensions.TRANSACTION_STATUS_IDLE
+_INERROR, _UNKNOWN = 3, 4  # psycopg2.extensions.TRANSACTION_STATUS_INERROR, ..._UNKNOWN
 
 
 def _waits_here(target: Any, *args: Any, **kwargs: Any) -> bool:
-    """Neither asynchronous nor under a wait callback. target: a connection, or what belongs to one."""
-    if sys.modules["psycopg2._psycopg"].get_wait_callback() is not None:
+    """Not asynchronous, under a wait callback or exempt. target: a connection, or what belongs to one."""
+    if sys.modules["psycopg2._psycopg"].get_wait_callback() is not None or is_exempt(target):
         return False
     return not getattr(getattr(target, "connection", target), "async_", 0)
 
 
 def _opens_synchronously(
-    connection: Any, dsn: object = None, async_: object = 0, **kwargs: Any
+    connection: Any, dsn: object = None, async_: object = 0, *also: object, **kwargs: Any
 ) -> bool:
-    return not (async_ or kwargs.get("async"))
+    """The constructor takes dsn, async and async_; a replication connection's, dsn, async and its type."""
+    return not (async_ or kwargs.get("async") or kwargs.get("async_"))
 
 
-def _is_open(connection: Any) -> bool:
-    return not connection.closed
+def _opens_replication(original: Any) -> Callable[..., Any]:
+    """ReplicationConnection's constructor calls that of `connection` through the type's slot.
+
+    Patched, the slot begins again at the constructor of the object's own class, and comes here a
+    second time: on to `connection`, or it would never end.
+    """
+    opening: set[int] = set()
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        if id(self) in opening:
+            sys.modules["psycopg2._psycopg"].connection.__init__(self, *args[:2])
+            return
+        opening.add(id(self))
+        try:
+            original(self, *args, **kwargs)
+        finally:
+            opening.discard(id(self))
+
+    return functools.update_wrapper(__init__, original)
+
+
+def _is_open(thing: Any) -> bool:
+    return not thing.closed
 
 
 def _in_transaction(connection: Any, *args: Any) -> bool:
     """Outside of a transaction, commit and rollback send nothing."""
     return not connection.closed and connection.status == _STATUS_BEGIN
+
+
+def _sets_session(
+    connection: Any,
+    isolation_level: object = None,
+    readonly: object = None,
+    deferrable: object = None,
+    autocommit: object = None,
+) -> bool:
+    """Under autocommit no BEGIN takes a transaction's characteristics to the server: SET does."""
+    if connection.autocommit if autocommit is None else autocommit:
+        return not (isolation_level is readonly is deferrable is None)
+    if not connection.autocommit:
+        return False
+    now = connection.isolation_level, connection.readonly, connection.deferrable
+    return any(value is not None for value in now)
+
+
+def _sets_autocommit(connection: Any, value: object) -> bool:
+    return _sets_session(connection, autocommit=bool(value))
+
+
+def _sets_characteristic(connection: Any, value: object) -> bool:
+    return bool(connection.autocommit)
+
+
+def _sets_isolation_level(connection: Any, level: object) -> bool:
+    """It rolls back first, and 0 means autocommit."""
+    return _in_transaction(connection) or _sets_autocommit(connection, level == 0)
 
 
 def _changes_encoding(connection: Any, encoding: str) -> bool:
@@ -56,7 +111,15 @@ def _is_named(cursor: Any, *args: Any, **kwargs: Any) -> bool:
 
 
 def _is_open_and_named(cursor: Any) -> bool:
-    return cursor.name is not None and not cursor.closed and not cursor.connection.closed
+    """After an error there is nothing left to close."""
+    connection = cursor.connection
+    if cursor.name is None or cursor.closed or connection.closed:
+        return False
+    return connection.info.transaction_status not in {_INERROR, _UNKNOWN}
+
+
+def _of_connection(lobject: object, connection: Any, *args: Any, **kwargs: Any) -> bool:
+    return _waits_here(connection)
 
 
 def _asks_server(password: str, user: str, scope: Any = None, algorithm: str | None = None) -> bool:
@@ -66,11 +129,17 @@ def _asks_server(password: str, user: str, scope: Any = None, algorithm: str | N
 def _resets_or_closes(pool: Any, conn: Any = None, key: object = None, close: bool = False) -> bool:
     """Whether putconn() rolls back or closes, as AbstractConnectionPool._putconn decides it.
 
-    The pool tells how full it is nowhere in public: `_pool` is its list of idle connections.
+    What a pool holds is nowhere in public: `_pool` is its list of idle connections, `_used` its
+    dictionary of those in use.
     """
     if conn.closed or not _waits_here(conn):
         return False
     return bool(close or len(pool._pool) >= pool.minconn or conn.info.transaction_status != _IDLE)
+
+
+def _closes_any(pool: Any) -> bool:
+    connections = [*pool._pool, *pool._used.values()]
+    return not pool.closed and any(_is_open(c) and _waits_here(c) for c in connections)
 
 
 def _query(cursor: Any, query: Any, *args: Any, **kwargs: Any) -> object:
@@ -92,7 +161,7 @@ _POOL = [
     # A refusal inside would lose the connection's place in the pool: refuse at its entry.
     Operation("putconn", does_block=_resets_or_closes, cleans_up=True),
     # closeall() swallows what close() raises, and takes the connections for closed.
-    Operation("closeall", cleans_up=True),
+    Operation("closeall", does_block=_closes_any, cleans_up=True),
 ]
 _ENCRYPT_PASSWORD = Operation(
     "encrypt_password", called="psycopg2.extensions.encrypt_password", does_block=_asks_server
@@ -116,7 +185,12 @@ integration: Integration = Integration(
                 Operation("tpc_rollback", cleans_up=True),
                 Operation("tpc_recover"),
                 Operation("set_client_encoding", does_block=_changes_encoding),
-                Operation("set_isolation_level", does_block=_in_transaction),
+                Operation("set_isolation_level", does_block=_sets_isolation_level),
+                Operation("set_session", does_block=_sets_session),
+                Operation("autocommit", setter=True, does_block=_sets_autocommit),
+                Operation("isolation_level", setter=True, does_block=_sets_characteristic),
+                Operation("readonly", setter=True, does_block=_sets_characteristic),
+                Operation("deferrable", setter=True, does_block=_sets_characteristic),
             ],
             "cursor": [
                 Operation("execute", statement=_query),
@@ -133,7 +207,9 @@ integration: Integration = Integration(
                 Operation("close", does_block=_is_open_and_named, cleans_up=True),
             ],
             "lobject": [
-                Operation("__init__", called="psycopg2.connection.lobject"),
+                Operation(
+                    "__init__", called="psycopg2.connection.lobject", does_block=_of_connection
+                ),
                 Operation("read"),
                 Operation("write"),
                 Operation("seek"),
@@ -141,7 +217,15 @@ integration: Integration = Integration(
                 Operation("truncate"),
                 Operation("export"),
                 Operation("unlink"),
-                Operation("close", cleans_up=True),
+                Operation("close", does_block=_is_open, cleans_up=True),
+            ],
+            "ReplicationConnection": [
+                Operation(
+                    "__init__",
+                    called="psycopg2.connect",
+                    does_block=_opens_synchronously,
+                    adapt=_opens_replication,
+                ),
             ],
             "ReplicationCursor": [
                 Operation("start_replication_expert", statement=_query),

@@ -24,6 +24,11 @@ def _is_open(connection: sqlite3.Connection) -> bool:
     return True
 
 
+def _is_open_blob(blob: sqlite3.Blob, *exc_info: object) -> bool:
+    blob.tell()  # raises ProgrammingError on a closed blob
+    return True
+
+
 def _commits(connection: sqlite3.Connection, value: object) -> bool:
     """`isolation_level = None` and `autocommit = True` commit the open transaction."""
     return (value is None or value is True) and connection.in_transaction
@@ -62,8 +67,8 @@ integration: Integration = Integration(
                 Operation("write"),
                 Operation("__getitem__"),
                 Operation("__setitem__"),
-                Operation("__exit__", cleans_up=True),
-                Operation("close", cleans_up=True),
+                Operation("__exit__", does_block=_is_open_blob, cleans_up=True),
+                Operation("close", does_block=_is_open_blob, cleans_up=True),
             ],
         }
     },

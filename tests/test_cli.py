@@ -1,0 +1,503 @@
+"""`asyncsafe run` and `asyncsafe info`, as a user starts them: in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+import asyncsafe
+
+SCHEMA = json.loads(
+    (Path(asyncsafe.__file__).parent / "reports" / "report.schema.json").read_text()
+)
+
+BLOCKING = """
+import asyncio, sqlite3, sys
+
+def find(connection):
+    return connection.execute("SELECT ?", ("a secret",)).fetchone()
+
+async def main(times=3):
+    with_connection = sqlite3.connect(":memory:")
+    for _ in range(times):
+        find(with_connection)
+"""
+
+CLEAN = "import asyncio\n\nasync def main():\n    await asyncio.sleep(0)\n\nasyncio.run(main())\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "blocking.py").write_text(BLOCKING)
+    (tmp_path / "script.py").write_text("from blocking import *\n\nasyncio.run(main())\n")
+    (tmp_path / "clean.py").write_text(CLEAN)
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "asyncsafe", *arguments]
+
+
+def asyncsafe_run(
+    project: Path, *arguments: str, env: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("run", *arguments),
+        cwd=project,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def report_of(project: Path, *arguments: str, **options: Any) -> dict[str, Any]:
+    asyncsafe_run(project, "--report", "report.json", *arguments, **options)
+    return read_report(project)
+
+
+def read_report(project: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((project / "report.json").read_text())
+    jsonschema.validate(report, SCHEMA)
+    return report
+
+
+def calls(report: dict[str, Any]) -> dict[str, int]:
+    counted: dict[str, int] = {}
+    for site in report["sites"]:
+        counted[site["operation"]] = counted.get(site["operation"], 0) + site["calls"]
+    return counted
+
+
+# What is told ---------------------------------------------------------------------------------
+
+
+def test_it_records_unless_told_otherwise_and_tells_on_standard_error(project: Path) -> None:
+    (project / "script.py").write_text("from blocking import *\nasyncio.run(main())\nprint('done')")
+
+    done = asyncsafe_run(project, "script.py")
+
+    assert done.returncode == 0
+    assert done.stdout == "done\n"
+    assert "7 synchronous calls on the event loop, at 3 call sites" in done.stderr
+    assert "blocking.py:5 find()" in done.stderr
+    assert "blocking.py:10 async main()" in done.stderr
+    assert "await asyncsafe.database_sync_to_async(find)(...)" in done.stderr
+
+
+def test_the_report_has_every_site_worst_first(project: Path) -> None:
+    report = report_of(project, "script.py")
+
+    assert calls(report) == {
+        "sqlite3.connect": 1,
+        "sqlite3.Connection.execute": 3,
+        "sqlite3.Cursor.fetchone": 3,
+    }
+    blocked = [site["seconds"] for site in report["sites"]]
+    assert blocked == sorted(blocked, reverse=True)
+    assert all(0 < site["worst"] <= site["seconds"] for site in report["sites"])
+    (execute,) = [s for s in report["sites"] if s["operation"] == "sqlite3.Connection.execute"]
+    assert execute["call_site"]["file"] == str(project / "blocking.py")
+    assert execute["coroutine"]["function"] == "main"
+    assert execute["statement"] == "SELECT ?"
+    assert execute["outcomes"] == {"raised": 0, "warned": 0, "recorded": 3, "allowed": 0}
+    assert report["command"] == ["script.py"]
+    assert report["mode"] == "record"
+    assert report["exit_status"] == 0
+    assert "a secret" not in (project / "report.json").read_text()
+
+
+def test_a_program_without_violations_is_told_so(project: Path) -> None:
+    done = asyncsafe_run(project, "clean.py")
+
+    assert done.returncode == 0
+    assert done.stderr == "\nasyncsafe: nothing blocked the event loop.\n"
+
+
+def test_mode_raise_refuses(project: Path) -> None:
+    done = asyncsafe_run(project, "--mode", "raise", "script.py")
+
+    assert done.returncode == 1
+    assert "sqlite3.connect() was called from a running event loop (asyncio)." in done.stderr
+    assert "1 synchronous call on the event loop, at 1 call site; all were refused." in done.stderr
+
+
+def test_the_environment_tells_the_mode_and_the_option_is_stronger(project: Path) -> None:
+    env = {"ASYNCSAFE_MODE": "raise"}
+
+    assert asyncsafe_run(project, "script.py", env=env).returncode == 1
+    assert asyncsafe_run(project, "--mode=record", "script.py", env=env).returncode == 0
+
+
+def test_what_allow_lets_through_is_in_the_report_with_its_reason(project: Path) -> None:
+    (project / "script.py").write_text(
+        "from blocking import *\n"
+        "import asyncsafe\n"
+        "@asyncsafe.allow('it is fast')\n"
+        "async def allowed(): await main()\n"
+        "asyncio.run(allowed())\n"
+    )
+
+    done = asyncsafe_run(project, "--fail", "--report", "report.json", "script.py")
+
+    assert done.returncode == 0
+    assert {site["reason"] for site in read_report(project)["sites"]} == {"it is fast"}
+
+
+# The target is run as Python runs it ----------------------------------------------------------
+
+
+MIRROR = """
+import json, os, pickle, signal, sys, __main__
+
+class Pickled:
+    pass
+
+assert type(pickle.loads(pickle.dumps(Pickled()))) is Pickled
+json.dump(
+    {
+        "argv": sys.argv,
+        "path0": sys.path[0],
+        "name": __name__,
+        "file": __file__,
+        "package": __package__,
+        "spec": getattr(__spec__, "name", None),
+        "main": __main__.__dict__ is globals(),
+        "doc": __doc__,
+        "stdin": sys.stdin.read(),
+        "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+    },
+    sys.stdout,
+)
+"""
+
+
+def make_package(project: Path) -> None:
+    package = project / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "__main__.py").write_text(MIRROR)
+    (package / "module.py").write_text(MIRROR)
+    (project / "mirror.py").write_text(MIRROR)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [["mirror.py"], ["-m", "mirror"], ["-m", "package"], ["-m", "package.module"], ["package"]],
+)
+def test_the_target_sees_what_python_would_show_it(project: Path, target: list[str]) -> None:
+    make_package(project)
+    arguments = [*target, "--mode", "its own", "-m", "x"]
+    options: dict[str, Any] = {"cwd": project, "input": "in", "capture_output": True, "text": True}
+
+    bare = subprocess.run([sys.executable, *arguments], check=True, **options)
+    guarded = subprocess.run(command("run", "--fail", *arguments), check=True, **options)
+
+    assert json.loads(guarded.stdout) == json.loads(bare.stdout)
+
+
+def test_an_installed_command_runs_in_this_process(project: Path) -> None:
+    done = asyncsafe_run(project, "uvicorn", "--version")
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("Running uvicorn")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "told"),
+    [
+        ("sys.exit(7)", 7, ""),
+        ("sys.exit('the reason')", 1, "the reason"),
+        ("sys.exit()", 0, ""),
+        ("raise ValueError('mine')", 1, "ValueError: mine"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT, ""),
+    ],
+)
+def test_the_target_keeps_its_exit_status(
+    project: Path, ending: str, status: int, told: str
+) -> None:
+    (project / "script.py").write_text(f"from blocking import *\nasyncio.run(main())\n{ending}\n")
+
+    done = asyncsafe_run(project, "--fail", "script.py")
+
+    assert done.returncode == (status or 3)
+    assert told in done.stderr
+    assert "7 synchronous calls" in done.stderr
+
+
+def test_an_uncaught_exception_is_told_without_our_frames(project: Path) -> None:
+    (project / "script.py").write_text("def fail():\n    1 / 0\n\nfail()\n")
+
+    bare = subprocess.run(
+        [sys.executable, str(project / "script.py")], capture_output=True, text=True, check=False
+    )
+    done = asyncsafe_run(project, str(project / "script.py"))
+
+    assert done.stderr.startswith(bare.stderr)
+
+
+def test_fail_is_silent_about_a_clean_target(project: Path) -> None:
+    assert asyncsafe_run(project, "--fail", "clean.py").returncode == 0
+
+
+def test_fail_counts_threads_that_outlive_the_main_one(project: Path) -> None:
+    (project / "script.py").write_text(
+        "from blocking import *\n"
+        "import threading\n"
+        "def late():\n"
+        "    threading.main_thread().join()\n"
+        "    asyncio.run(main())\n"
+        "threading.Thread(target=late).start()\n"
+    )
+
+    done = asyncsafe_run(project, "--fail", "script.py")
+
+    assert done.returncode == 3
+    assert "7 synchronous calls" in done.stderr
+
+
+def test_the_targets_own_sigterm_handler_is_the_one_that_runs(project: Path) -> None:
+    (project / "script.py").write_text(
+        "import os, signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+
+    assert asyncsafe_run(project, "script.py").returncode == 5
+
+
+# Children ---------------------------------------------------------------------------------------
+
+
+CHILDREN = {
+    "fork": "multiprocessing.get_context('fork').Process(target=run)",
+    "spawn": "multiprocessing.get_context('spawn').Process(target=run)",
+    "forkserver": "multiprocessing.get_context('forkserver').Process(target=run)",
+}
+
+
+@pytest.mark.parametrize("method", CHILDREN)
+def test_children_of_multiprocessing_are_guarded_and_merged(project: Path, method: str) -> None:
+    (project / "script.py").write_text(
+        "from blocking import *\n"
+        "import multiprocessing\n"
+        "def run(): asyncio.run(main())\n"
+        "if __name__ == '__main__':\n"
+        "    run()\n"
+        f"    child = {CHILDREN[method]}\n"
+        "    child.start(); child.join(); assert child.exitcode == 0\n"
+    )
+
+    report = report_of(project, "script.py")
+
+    assert calls(report)["sqlite3.Connection.execute"] == 6
+    assert len(report["sites"]) == 3
+    assert len(report["processes"]) == 2
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_nothing_is_lost_of_a_child_that_ends_without_being_asked(project: Path, end: str) -> None:
+    (project / "child.py").write_text(
+        f"from blocking import *\nimport os, signal\nasyncio.run(main(50))\n{end}\n"
+    )
+    (project / "script.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, 'child.py'])\n"
+    )
+
+    assert calls(report_of(project, "script.py"))["sqlite3.Connection.execute"] == 50
+
+
+def test_a_child_still_runs_the_sitecustomize_that_it_had(project: Path) -> None:
+    site = project / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import sys\nsys.customized = True\n")
+    (project / "child.py").write_text("from script import *\nprint(sys.customized, sys.path)\n")
+    (project / "script.py").write_text(
+        "import subprocess, sys\n"
+        "if __name__ == '__main__': subprocess.run([sys.executable, 'child.py'], check=True)\n"
+    )
+
+    done = asyncsafe_run(project, "script.py", env={"PYTHONPATH": str(site)})
+
+    assert done.stdout.startswith("True ")
+    assert "bootstrap" not in done.stdout
+
+
+def test_a_child_without_asyncsafe_is_left_alone(project: Path) -> None:
+    (project / "script.py").write_text(
+        "import subprocess, sys\n"
+        "print(subprocess.run([sys.executable, '-S', '-c', 'print(1)'], check=True, text=True,"
+        " capture_output=True))\n"
+    )
+
+    done = asyncsafe_run(project, "script.py")
+
+    assert "stdout='1\\n', stderr=''" in done.stdout
+
+
+def test_a_run_below_a_run_reports_into_the_outer_one(project: Path) -> None:
+    done = asyncsafe_run(project, "-m", "asyncsafe", "run", "script.py")
+
+    assert done.stderr.count("synchronous calls") == 1
+    assert "7 synchronous calls" in done.stderr
+
+
+# Servers ----------------------------------------------------------------------------------------
+
+
+ASGI = """
+import sqlite3
+
+connection = sqlite3.connect(":memory:", check_same_thread=False)
+
+def query():
+    return connection.execute("SELECT 1").fetchone()
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while True:
+            message = await receive()
+            await send({"type": message["type"] + ".complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+    query()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"served"})
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(project: Path, port: int, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A server under `asyncsafe run`, until it answers."""
+    server = subprocess.Popen(
+        command("run", "--report", "report.json", *arguments),
+        cwd=project,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 40
+        while True:
+            try:
+                fetch(port)
+                break
+            except OSError:
+                assert server.poll() is None, server.communicate()[1]
+                assert time.monotonic() < deadline, "the server doesn't answer"
+                time.sleep(0.05)
+        yield server
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def fetch(port: int) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as response:
+        assert response.read() == b"served"
+
+
+SERVERS = {
+    "uvicorn": ["uvicorn", "app:app", "--port", "{port}"],
+    "python -m uvicorn": ["-m", "uvicorn", "app:app", "--port", "{port}"],
+    "uvicorn --workers": ["uvicorn", "app:app", "--port", "{port}", "--workers", "2"],
+    "uvicorn --reload": ["uvicorn", "app:app", "--port", "{port}", "--reload"],
+    "gunicorn": ["gunicorn", "app:app", "-b", "127.0.0.1:{port}", "-k", "asgi", "-w", "2"],
+}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_server_is_reported_when_it_is_stopped(project: Path, server: str) -> None:
+    (project / "app.py").write_text(ASGI)
+    port = free_port()
+    arguments = [argument.format(port=port) for argument in SERVERS[server]]
+
+    with serving(project, port, *arguments) as process:
+        for _ in range(9):
+            fetch(port)
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=40)
+
+    assert calls(read_report(project))["sqlite3.Connection.execute"] == 10
+    assert "app.py:7 query()" in told
+    assert "await asyncsafe.database_sync_to_async(query)(...)" in told
+
+
+# What can't be run --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name a script, -m and a module, or an installed command"),
+        (["nonsense"], "there is no file nonsense, and no installed command of that name"),
+        (["-m", "nonsense"], "there is no module nonsense"),
+        (["-m"], "-m: name a module"),
+        (["--mode", "loud", "script.py"], "invalid choice: 'loud'"),
+        (["--report", "no/where.json", "script.py"], "there is no such directory"),
+        (["empty"], "there is no __main__.py in empty"),
+        (["true"], "is not a Python program"),
+    ],
+)
+def test_what_cannot_be_run_is_told_and_exits_with_2(
+    project: Path, arguments: list[str], told: str
+) -> None:
+    (project / "empty").mkdir()
+
+    done = asyncsafe_run(project, *arguments)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "event loop" not in done.stderr
+
+
+def test_a_bad_mode_in_the_environment_is_told(project: Path) -> None:
+    done = asyncsafe_run(project, "script.py", env={"ASYNCSAFE_MODE": "loud"})
+
+    assert done.returncode == 2
+    assert "ASYNCSAFE_MODE must be one of raise, warn, record, off" in done.stderr
+
+
+def test_info_tells_what_is_guarded_and_where_the_mode_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.asyncsafe]\nmode = "warn"\n')
+
+    done = subprocess.run(command("info"), cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert f"mode: warn ({tmp_path / 'pyproject.toml'})" in done.stdout
+    assert "sqlite3      the standard library's" in done.stdout
+    assert "psycopg2     2." in done.stdout
+
+
+def test_the_example_ends_by_itself_and_shows_its_mistakes() -> None:
+    root = Path(__file__).parent.parent
+
+    done = asyncsafe_run(root, "--fail", "examples/orders")
+
+    assert done.returncode == 3
+    assert "300 requests." in done.stdout
+    assert "await asyncsafe.database_sync_to_async(render_page)(...)" in done.stderr
+    assert "app.py:45 async pay_order()" in done.stderr
