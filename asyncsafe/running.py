@@ -116,7 +116,8 @@ class _Directory(_Module):
         return self.name
 
     def _set_path(self) -> None:
-        sys.path.insert(0, os.path.abspath(self.name))
+        # Python puts it there whether the path is "safe" or not.
+        sys.path[0 : not sys.flags.safe_path] = [os.path.abspath(self.name)]
 
     def _find(self) -> ModuleSpec:
         spec = importlib.machinery.PathFinder.find_spec("__main__", [self.name])

@@ -172,7 +172,7 @@ assert type(pickle.loads(pickle.dumps(Pickled()))) is Pickled
 json.dump(
     {
         "argv": sys.argv,
-        "path0": sys.path[0],
+        "path": sys.path,
         "name": __name__,
         "file": __file__,
         "package": __package__,
