@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from types import FunctionType, MethodDescriptorType, MethodType, WrapperDescriptorType
+from types import CodeType, FunctionType, MethodDescriptorType, MethodType, WrapperDescriptorType
 
 from . import loops, policy
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
@@ -23,7 +23,6 @@ from .violation import Call
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from types import CodeType
     from typing import Any, Literal
 
     from .violation import Outcome
@@ -257,19 +256,20 @@ def _greenlet_id() -> int:
 # Wrappers --------------------------------------------------------------------------------------
 
 
-def wrap(call: Callable[..., Any], guard: Guard) -> Callable[..., Any]:
+def wrap(
+    call: Callable[..., Any], guard: Guard, parameters: str | None = None
+) -> Callable[..., Any]:
     """A function that is `call`, guarded: its signature, name and documentation.
 
     call: a Python function, or any callable that takes arguments.
+    parameters: those of a C method that doesn't tell its own, as `__text_signature__` would.
     """
     template = _GENERATOR_WRAPPER if makes_generators(call) else _WRAPPER
-    parameters, arguments = _signature(call)
+    signature, arguments = _signature(call, parameters)
+    code = _compile(template.format(parameters=signature, **arguments))
     made: dict[str, Any] = {}
-    exec(_compile(template.format(parameters=parameters, **arguments)), loops.namespace, made)  # noqa: S102
-    wrapper: FunctionType = made["make"](guard, call, blocked, _advance, _MISSING)
-    if isinstance(call, FunctionType):
-        wrapper.__defaults__ = call.__defaults__
-        wrapper.__kwdefaults__ = call.__kwdefaults__
+    exec(_own_copy(code, guard), loops.namespace, made)  # noqa: S102
+    wrapper: FunctionType = made["make"](call)
     functools.update_wrapper(wrapper, call)
     wrapper.__async_unsafe__ = guard  # type: ignore[attr-defined]
     return wrapper
@@ -293,26 +293,31 @@ def guard_of(function: Any) -> Guard | None:
 _MISSING = object()
 
 #: What the code of the wrappers reads beside its parameters.
-_NAMES = frozenset({"_MISSING", "_advance", "_blocked", "_call", "_guard", "get_running_loop"})
+_NAMES = frozenset({"_MISSING", "_advance", "_blocked", "_call", "get_running_loop"})
+
+#: A wrapper's code refers to few things, each in the cheapest way: to the callable through a cell
+#: (a constant would hide the cycles that it is part of from the garbage collector), to the guard,
+#: which refers to nothing, as a constant in this string's place.
+_GUARD = "<the guard>"
 
 _WRAPPER = """\
-def make(_guard, _call, _blocked, _advance, _MISSING):
+def make(_call):
     def wrapper({parameters}):
         if get_running_loop() is not None:
-            return _blocked(_guard, _call, {positional}, {keywords}){short}
+            return _blocked("<the guard>", _call, {positional}, {keywords}){short}
         return _call({all})
     return wrapper
 """
 
 _GENERATOR_WRAPPER = """\
-def make(_guard, _call, _blocked, _advance, _MISSING):
+def make(_call):
     def wrapper({parameters}):
-        return (yield from _advance(_guard, _call({all})))
+        return (yield from _advance("<the guard>", _call({all})))
     return wrapper
 """
 
 #: Where C code has a default of its own, a call that leaves the argument out must leave it out.
-_WITHOUT_LAST = """ if {last} is not _MISSING else _blocked(_guard, _call, {positional}, {{}})
+_WITHOUT_LAST = """ if {last} is not _MISSING else _blocked("<the guard>", _call, {positional}, {{}})
         if {last} is _MISSING:
             return _call({all})"""
 
@@ -322,11 +327,27 @@ def _compile(source: str) -> CodeType:
     return compile(source, WRAPPER_FILE, "exec", dont_inherit=True)
 
 
-def _signature(call: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+def _own_copy(code: CodeType, guard: Guard) -> CodeType:
+    """A copy of a template's code, with the guard in its place.
+
+    CPython specializes code for the very function that it calls: wrappers of one signature that
+    shared their code would undo that for each other.
+    """
+    return code.replace(
+        co_consts=tuple(
+            _own_copy(constant, guard)
+            if isinstance(constant, CodeType)
+            else (guard if constant == _GUARD else constant)
+            for constant in code.co_consts
+        )
+    )
+
+
+def _signature(call: Callable[..., Any], parameters: str | None) -> tuple[str, dict[str, str]]:
     """The parameters of a wrapper, and the arguments with which it makes the call."""
     if isinstance(call, FunctionType) and _NAMES.isdisjoint(call.__code__.co_varnames):
         return _python_signature(call)
-    return _c_signature(call) or (
+    return _c_signature(call, parameters) or (
         "*args, **kwargs",
         {"positional": "args", "keywords": "kwargs", "all": "*args, **kwargs", "short": ""},
     )
@@ -339,8 +360,11 @@ def _python_signature(function: FunctionType) -> tuple[str, dict[str, str]]:
     keyword_only = code.co_varnames[count : count + code.co_kwonlyargcount]
     rest = iter(code.co_varnames[count + code.co_kwonlyargcount :])
     first_default = count - len(function.__defaults__ or ())
+    # Defaults are the function's own from the start: CPython 3.13 doesn't specialize calls of a
+    # function whose __defaults__ or __kwdefaults__ were ever set, a third of what a guard costs.
     parameters = [
-        name if i < first_default else f"{name}=None" for i, name in enumerate(positional)
+        name if i < first_default else f"{name}=_call.__defaults__[{i - first_default}]"
+        for i, name in enumerate(positional)
     ]
     if code.co_posonlyargcount:
         parameters.insert(code.co_posonlyargcount, "/")
@@ -354,7 +378,10 @@ def _python_signature(function: FunctionType) -> tuple[str, dict[str, str]]:
     elif keyword_only:
         parameters.append("*")
     optional = function.__kwdefaults__ or {}
-    parameters += [f"{name}=None" if name in optional else name for name in keyword_only]
+    parameters += [
+        f"{name}=_call.__kwdefaults__[{name!r}]" if name in optional else name
+        for name in keyword_only
+    ]
     if code.co_flags & _VARKEYWORDS:
         name = next(rest)
         parameters.append(f"**{name}")
@@ -368,19 +395,23 @@ def _python_signature(function: FunctionType) -> tuple[str, dict[str, str]]:
     }
 
 
-def _c_signature(call: Any) -> tuple[str, dict[str, str]] | None:
-    """For a C method whose parameters are positional, with one default at most: "($self, sql, parameters=(), /)"."""
+def _c_signature(call: Any, told: str | None) -> tuple[str, dict[str, str]] | None:
+    """For a C method that has one default at most: "($self, sql, parameters=(), /)"."""
     if not isinstance(call, (MethodDescriptorType, WrapperDescriptorType)):
         return None
-    text = getattr(call, "__text_signature__", None) or ""
-    if not text.startswith("($self, ") or not text.endswith("/)") or "*" in text:
+    text = getattr(call, "__text_signature__", None) or told or ""
+    self, *names = (part.strip() for part in text[1:-1].split(","))
+    by_position_only = names[-1:] == ["/"]
+    if by_position_only:
+        names.pop()
+    if self != "$self":
         return None
-    names = [part.strip() for part in text[len("($self, ") : -len("/)")].split(",") if part.strip()]
     required = ["self", *(name for name in names if "=" not in name)]
     optional = [name.partition("=")[0] for name in names if "=" in name]
     if len(optional) > 1 or not all(map(str.isidentifier, required + optional)):
         return None
-    parameters = [*required, *(f"{name}=_MISSING" for name in optional), "/"]
+    parameters = [*required, *(f"{name}=_MISSING" for name in optional)]
+    parameters.insert(len(parameters) if by_position_only else 1, "/")
     without = {"positional": f"({', '.join(required)},)", "all": ", ".join(required)}
     with_all = [*required, *optional]
     return ", ".join(parameters), {
@@ -417,3 +448,6 @@ def _advance(guard: Guard, generator: Generator[Any, Any, Any]) -> Generator[Any
             raise
         except BaseException as error:
             step, argument, cleaning_up = generator.throw, error, True
+
+
+loops.namespace.update(_blocked=blocked, _advance=_advance, _MISSING=_MISSING)

@@ -58,7 +58,7 @@ class _Finder:
             spec: ModuleSpec | None = find_spec(name, path, target)
             if spec is not None:
                 if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
+                    spec.loader = _Loader(spec.loader, name)  # type: ignore[assignment]
                 return spec
         return None
 
@@ -66,8 +66,9 @@ class _Finder:
 class _Loader:
     """The module's own loader, and our callbacks after it."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, name: str) -> None:
         self._loader = loader
+        self._name = name  # the module's __name__ may differ: _decimal calls itself decimal
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -82,14 +83,14 @@ class _Loader:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        for callback in tuple(_watched.get(module.__name__, ())):
+        for callback in tuple(_watched.get(self._name, ())):
             try:
                 callback(module)
             except Exception:
                 import logging
 
                 logging.getLogger("asyncsafe").exception(
-                    "asyncsafe could not follow the import of %s", module.__name__
+                    "asyncsafe could not follow the import of %s", self._name
                 )
 
 

@@ -30,6 +30,8 @@ class Operation:
         I/O. None: always.
     cleans_up: it ends something, and is never refused while an exception is on its way.
     setter: it is an attribute whose assignment does I/O; reading it is free.
+    parameters: a C method's, where it doesn't tell them (`__text_signature__`), in that form. With
+        them its guard costs a quarter of one that takes anything.
     adapt: called with the original: what is guarded in its place, where the original can't be
         called as it is once its type is patched.
     hint: what to write instead, where the coroutine makes the call itself.
@@ -42,6 +44,7 @@ class Operation:
         "does_block",
         "hint",
         "name",
+        "parameters",
         "setter",
         "statement",
     )
@@ -55,6 +58,7 @@ class Operation:
         does_block: Callable[..., bool] | None = None,
         cleans_up: bool = False,
         setter: bool = False,
+        parameters: str | None = None,
         adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
     ) -> None:
@@ -64,6 +68,7 @@ class Operation:
         self.does_block: Callable[..., bool] | None = does_block
         self.cleans_up: bool = cleans_up
         self.setter: bool = setter
+        self.parameters: str | None = parameters
         self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
 
@@ -163,10 +168,12 @@ class Integration:
         )
         if operation.setter:
             replacement: Any = property(
-                current.__get__, wrap(current.__set__, guard), current.__delete__, current.__doc__
+                current.__get__, wrap(current.__set__, guard), current.__delete__
             )
+            replacement.__doc__ = current.__doc__  # else it would be the getter's
         else:
-            replacement = wrap(operation.adapt(current) if operation.adapt else current, guard)
+            original = operation.adapt(current) if operation.adapt else current
+            replacement = wrap(original, guard, operation.parameters)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
         return guarded
 

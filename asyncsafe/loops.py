@@ -16,7 +16,7 @@ from .stacks import ASYNC_CODE, call_chain, greenlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType, FrameType, ModuleType
+    from types import FrameType, ModuleType
     from typing import Any, Literal
 
     Library = Literal["asyncio", "trio", "curio", "twisted"]
@@ -32,11 +32,15 @@ nothing: Callable[[], object | None] = [].clear
 #: shows a DeprecationWarning only in __main__, and patching.py asks again in the caller's name.
 namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing}
 
-_checks: dict[Library, Callable[[], Any]] = {}
+#: asyncio's first: it alone shows its loop, and Twisted's reactor and trio's guest mode run on it.
+_checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
+    ("asyncio", "trio", "curio", "twisted"), nothing
+)
 _awake = True
 
 #: Methods of an event loop that run it (mainLoop is Twisted's).
 _RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once", "mainLoop"})
+_ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
 
 
 def running_loop() -> Library | None:
@@ -59,9 +63,10 @@ def find_running() -> Running | None:
     return None
 
 
-def is_outside(code: CodeType) -> bool:
-    """Whether this code runs a loop, or calls what does: nothing from there on is in the loop."""
-    return code.co_name in _RUNNERS or not _RUNNERS.isdisjoint(code.co_names)
+def enters_loop(frame: FrameType, running: Running) -> bool:
+    """Whether this frame runs a loop: what lies further out is not in it."""
+    code = frame.f_code
+    return code.co_name in _RUNNERS or (_is_compiled(running[1]) and _calls_a_runner(frame))
 
 
 def wake(awake: bool) -> None:
@@ -106,11 +111,40 @@ def _in_call_chain(loop: Any) -> bool:
     leave such a frame. A compiled loop (uvloop) leaves none below a callback, and none at all
     where a thread's target is its `run_forever`: then it is ours unless another greenlet has it.
     """
-    # Cython's functions have a __code__ too, but no frame.
-    compiled = not isinstance(type(loop).run_forever, FunctionType)
+    compiled = _is_compiled(loop)
     if any(_runs_loop(frame, loop, compiled) for frame in call_chain(sys._getframe(1))):
         return True
     return compiled and not _runs_elsewhere(loop)
+
+
+def _is_compiled(loop: Any) -> bool:
+    # Cython's functions have a __code__ too, but no frame.
+    run_forever = getattr(type(loop), "run_forever", None)
+    return run_forever is not None and not isinstance(run_forever, FunctionType)
+
+
+def _calls_a_runner(frame: FrameType) -> bool:
+    """Whether this frame is calling a loop's method that runs it, `x.run_forever()`, right now."""
+    code = frame.f_code
+    if _RUNNERS.isdisjoint(code.co_names):
+        return False
+    import dis
+
+    line, end_line, column, end_column = tuple(code.co_positions())[frame.f_lasti // 2]
+    if column is None:  # python -X no_debug_ranges: the name is all that is known
+        return True
+    # What is called, `x.run_forever`, starts where the call starts and ends last of all such.
+    called: str | None = None
+    called_end: tuple[Any, Any] = (0, 0)
+    for instruction in dis.get_instructions(code):
+        at = instruction.positions
+        if instruction.opname not in _ATTRIBUTE_LOADS or at is None:
+            continue
+        if (at.lineno, at.col_offset) == (line, column):
+            end = at.end_lineno, at.end_col_offset
+            if called_end < end < (end_line, end_column):
+                called, called_end = instruction.argval, end
+    return called in _RUNNERS
 
 
 def _runs_loop(frame: FrameType, loop: Any, compiled: bool) -> bool:
@@ -119,7 +153,7 @@ def _runs_loop(frame: FrameType, loop: Any, compiled: bool) -> bool:
         return True
     if code.co_name in _RUNNERS and frame.f_locals.get("self") is loop:
         return True
-    return compiled and not _RUNNERS.isdisjoint(code.co_names)
+    return compiled and _calls_a_runner(frame)
 
 
 def _runs_elsewhere(loop: Any) -> bool:
@@ -131,7 +165,8 @@ def _runs_elsewhere(loop: Any) -> bool:
 
     chain = _lineage(greenlet.getcurrent())
     for other in gc.get_objects():
-        if not isinstance(other, greenlet.greenlet) or other in chain:
+        # By type(): isinstance() would ask for a __class__, which makes a lazy object evaluate.
+        if not issubclass(type(other), greenlet.greenlet) or other in chain:
             continue
         if _lineage(other)[-1] is not chain[-1]:  # another thread's
             continue
@@ -156,7 +191,8 @@ def _bind() -> None:
     getter = nothing
     if _awake:
         for check in _checks.values():
-            getter = check if getter is nothing else _either(getter, check)
+            if check is not nothing:
+                getter = check if getter is nothing else _either(getter, check)
     namespace["get_running_loop"] = getter
 
 

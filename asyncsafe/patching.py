@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from threading import RLock
 
-from . import loops
+from . import guards, loops
 from .exceptions import InstallationError
-from .stacks import WRAPPER_FILE
+from .stacks import WRAPPER_FILE, is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,6 +153,12 @@ def _not_here(cls: type, why: str) -> InstallationError:
 
 _show: Callable[[warnings.WarningMessage], None] | None = None
 
+#: Where guarded C code is called from: off the loop, and on it.
+_CALLED_FROM: dict[str, dict[str, Any]] = {
+    WRAPPER_FILE: loops.namespace,
+    guards.blocked.__code__.co_filename: vars(guards),
+}
+
 
 def _blame_callers() -> None:
     """Have a warning from guarded C code name the line that called it, not our wrapper.
@@ -181,17 +187,18 @@ def _stop_blaming_callers() -> None:
 
 
 def _show_at_caller(message: warnings.WarningMessage) -> None:
-    if message.filename != WRAPPER_FILE:
+    called_from = _CALLED_FROM.get(message.filename)
+    if called_from is None:
         assert _show is not None
         return _show(message)
     import warnings
 
     # Ours is not the place that it was shown for: the next caller's is another.
-    loops.namespace.pop("__warningregistry__", None)
+    called_from.pop("__warningregistry__", None)
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename != WRAPPER_FILE:
+    while frame.f_back is not None and not is_ours(frame.f_code.co_filename):
         frame = frame.f_back
-    while frame.f_back is not None and frame.f_code.co_filename == WRAPPER_FILE:
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     return warnings.warn_explicit(
         message.message,

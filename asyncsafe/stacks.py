@@ -30,7 +30,7 @@ _user_files: dict[str, bool] = {}
 def greenlets() -> ModuleType | None:
     """The greenlet module, if the program has imported it."""
     module = sys.modules.get("greenlet")
-    return module if hasattr(module, "getcurrent") else None
+    return module if module is not None and hasattr(module, "getcurrent") else None
 
 
 def call_chain(frame: FrameType | None) -> Iterator[FrameType]:

@@ -13,7 +13,7 @@ from .stacks import ASYNC_CODE, call_chain, is_ours, is_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
@@ -155,22 +155,36 @@ class Call:
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
         self._frame = frame
-        self._read()
+        if not self._read(call_chain(frame)):
+            # The search went past the loop. A compiled loop may have made the call itself: then
+            # the frame that runs it is the only one to name.
+            if any(not is_ours(f.f_code.co_filename) for f in self._frames_in_loop()):
+                self._read(self._frames_in_loop())
 
-    def _read(self) -> None:
-        """Find the call site, the coroutine, and whether an object is being finalized."""
+    def _frames_in_loop(self) -> Iterator[FrameType]:
+        """The frames from the call outwards, up to those that run the loop."""
+        return takewhile(
+            lambda frame: not loops.enters_loop(frame, self.running), call_chain(self._frame)
+        )
+
+    def _read(self, frames: Iterator[FrameType]) -> bool:
+        """Find the call site, the coroutine, and whether an object is being finalized.
+
+        Returns whether the coroutine is the user's; the search has ended there.
+        """
+        self.finalizing = False
         site = caller = coroutine = outer_coroutine = None
-        for frame in call_chain(self._frame):
+        for frame in frames:
             code = frame.f_code
-            user = is_user(code.co_filename)
-            if caller is None and not is_ours(code.co_filename):
-                caller = frame
-            if site is None and user:
-                site = frame
+            if site is None:
+                if caller is None and not is_ours(code.co_filename):
+                    caller = frame
+                if is_user(code.co_filename):
+                    site = frame
             if code.co_name == "__del__" or code is _FINALIZE:
                 self.finalizing = self.finalizing or outer_coroutine is None
             if code.co_flags & ASYNC_CODE:
-                if user:
+                if is_user(code.co_filename):
                     coroutine = frame
                     break
                 outer_coroutine = outer_coroutine or frame
@@ -188,6 +202,7 @@ class Call:
             self._site.f_code,
             self._coroutine and self._coroutine.f_code,
         )
+        return coroutine is not None
 
     def made_by(self, packages: tuple[str, ...]) -> bool:
         """Whether the code that makes the call belongs to one of these packages."""
@@ -205,21 +220,15 @@ class Call:
         below_loop = False
         for frame in call_chain(self._frame):
             asynchronous = frame.f_code.co_flags & ASYNC_CODE
-            if below_loop and not asynchronous:
+            if (below_loop and not asynchronous) or loops.enters_loop(frame, self.running):
                 return None
             if frame is handler:
                 return exception
-            below_loop = below_loop or bool(asynchronous) or frame.f_code.co_name == "_run_once"
+            below_loop = below_loop or bool(asynchronous)
         return None
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
-        frames = [
-            frame
-            for frame in takewhile(
-                lambda f: not loops.is_outside(f.f_code), call_chain(self._frame)
-            )
-            if not is_ours(frame.f_code.co_filename)
-        ]
+        frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
         users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
         library, loop = self.running
         return Violation(

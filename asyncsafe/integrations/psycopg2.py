@@ -34,10 +34,16 @@ def _waits_here(target: Any, *args: Any, **kwargs: Any) -> bool:
 
 
 def _opens_synchronously(
-    connection: Any, dsn: object = None, async_: object = 0, *also: object, **kwargs: Any
+    connection: Any, dsn: object = None, async_: object = 0, also: object = 0, **kwargs: Any
 ) -> bool:
-    """The constructor takes dsn, async and async_; a replication connection's, dsn, async and its type."""
-    return not (async_ or kwargs.get("async") or kwargs.get("async_"))
+    """`connection(dsn, async, async_)`, each by place or by name."""
+    return not (async_ or also or kwargs.get("async") or kwargs.get("async_"))
+
+
+def _opens_replication_synchronously(
+    connection: Any, dsn: object = None, async_: object = 0, kind: object = None, **kwargs: Any
+) -> bool:
+    return _opens_synchronously(connection, dsn, async_, **kwargs)
 
 
 def _opens_replication(original: Any) -> Callable[..., Any]:
@@ -193,15 +199,15 @@ integration: Integration = Integration(
                 Operation("deferrable", setter=True, does_block=_sets_characteristic),
             ],
             "cursor": [
-                Operation("execute", statement=_query),
+                Operation("execute", statement=_query, parameters="($self, query, vars=None)"),
                 Operation("executemany", statement=_query),
                 Operation("callproc", statement=_query),
                 Operation("copy_from", statement=_copy("FROM STDIN")),
                 Operation("copy_to", statement=_copy("TO STDOUT")),
                 Operation("copy_expert", statement=_copy_expert),
-                Operation("fetchone", does_block=_is_named),
-                Operation("fetchmany", does_block=_is_named),
-                Operation("fetchall", does_block=_is_named),
+                Operation("fetchone", does_block=_is_named, parameters="($self, /)"),
+                Operation("fetchmany", does_block=_is_named, parameters="($self, size=None)"),
+                Operation("fetchall", does_block=_is_named, parameters="($self, /)"),
                 Operation("__next__", does_block=_is_named),
                 Operation("scroll", does_block=_is_named),
                 Operation("close", does_block=_is_open_and_named, cleans_up=True),
@@ -223,7 +229,7 @@ integration: Integration = Integration(
                 Operation(
                     "__init__",
                     called="psycopg2.connect",
-                    does_block=_opens_synchronously,
+                    does_block=_opens_replication_synchronously,
                     adapt=_opens_replication,
                 ),
             ],
