@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from .installation import install as install
     from .installation import uninstall as uninstall
     from .loops import running_loop as running_loop
-    from .policy import allow as allow
     from .policy import configure as configure
-    from .policy import exempt as exempt
-    from .policy import forbid as forbid
     from .recorder import CallSite as CallSite
     from .recorder import violations as violations
+    from .scopes import allow as allow
+    from .scopes import exempt as exempt
+    from .scopes import forbid as forbid
     from .violation import Frame as Frame
     from .violation import Violation as Violation
 
@@ -41,13 +41,13 @@ _HOMES = {
     "Local": "connections",
     "SynchronousOnlyOperation": "exceptions",
     "Violation": "violation",
-    "allow": "policy",
+    "allow": "scopes",
     "async_unsafe": "decorators",
     "check": "guards",
     "configure": "policy",
     "database_sync_to_async": "connections",
-    "exempt": "policy",
-    "forbid": "policy",
+    "exempt": "scopes",
+    "forbid": "scopes",
     "install": "installation",
     "running_loop": "loops",
     "uninstall": "installation",

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import FunctionType
 
-from .guards import Guard, guard_of, makes_generators, wrap
-from .stacks import ASYNC_CODE
+from .callables import is_asynchronous, is_made_by, makes_generators
+from .guards import Guard, guard_of, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _guarded(target: Any, headline: str | None) -> Any:
             f"not {type(target).__name__}"
         )
     _refuse_asynchronous(target)
-    if _is_made_by("contextmanager", target):
+    if is_made_by("contextmanager", target):
         from contextlib import contextmanager
 
         return contextmanager(_guarded(getattr(target, "__wrapped__"), headline))
@@ -95,14 +94,14 @@ def _guard_class(cls: type, headline: str | None) -> type:
         for name, value in vars(cls).items()
         if not name.startswith("_")
         and isinstance(value, (FunctionType, staticmethod, classmethod))
-        and not _is_asynchronous(value)
+        and not is_asynchronous(value)
     ]
 
     def guard_methods(owner: type) -> None:
         for name in names:
             value = vars(owner).get(name)
             if isinstance(value, (FunctionType, staticmethod, classmethod)):
-                if not _is_asynchronous(value):
+                if not is_asynchronous(value):
                     setattr(owner, name, _guarded(value, headline))
 
     def guard_subclasses(owner: type[Any]) -> None:
@@ -126,34 +125,11 @@ def _guard_class(cls: type, headline: str | None) -> type:
     return cls
 
 
-def _is_made_by(decorator: str, target: Any) -> bool:
-    """Whether a decorator of contextlib made this function: its code is the helper's in there."""
-    contextlib = sys.modules.get("contextlib")
-    if contextlib is None or not isinstance(target, FunctionType):
-        return False
-    made: FunctionType = getattr(contextlib, decorator)(_name)
-    return target.__code__ is made.__code__
-
-
-def _is_asynchronous(target: Any) -> bool:
-    while isinstance(target, (functools.partial, MethodType, staticmethod, classmethod)):
-        target = target.func if isinstance(target, functools.partial) else target.__func__
-    called = target if isinstance(target, FunctionType) else type(target).__call__
-    if isinstance(called, FunctionType) and called.__code__.co_flags & ASYNC_CODE:
-        return True
-    if _is_made_by("asynccontextmanager", target):
-        return True
-    # inspect.markcoroutinefunction (Python 3.12): nobody can have marked what never imported it.
-    inspect = sys.modules.get("inspect")
-    return bool(inspect and inspect.iscoroutinefunction(target))
-
-
 def _refuse_asynchronous(target: Any) -> None:
-    if _is_asynchronous(target):
+    if is_asynchronous(target):
         raise TypeError(
             f"async_unsafe guards synchronous functions; {_name(target)} is asynchronous and made "
-            "for the event loop. Decorate the synchronous functions that it calls, or write "
-            "asyncsafe.check() before the lines that block."
+            "for the event loop. Decorate the synchronous functions that it calls."
         )
 
 

@@ -12,12 +12,13 @@ import sys
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from types import CodeType, FunctionType, MethodDescriptorType, MethodType, WrapperDescriptorType
+from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
 
-from . import loops, policy
+from . import loops, policy, scopes
+from .callables import makes_generators
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
 from .recorder import Pending, violations
-from .stacks import GENERATOR_CODE, WRAPPER_FILE, greenlets
+from .stacks import WRAPPER_FILE, greenlets
 from .violation import Call
 
 TYPE_CHECKING = False
@@ -115,9 +116,9 @@ def _admit(
     if running is None:
         return None
     inside = _active_greenlets().get(_greenlet_id())
-    if inside == "telling" or (inside == "call" and not policy.forbidden(running)):
+    if inside == "telling" or (inside == "call" and not scopes.forbidden(running)):
         return None
-    if args and policy.is_exempt(args[0]):
+    if args and scopes.is_exempt(args[0]):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
@@ -273,13 +274,6 @@ def wrap(
     functools.update_wrapper(wrapper, call)
     wrapper.__async_unsafe__ = guard  # type: ignore[attr-defined]
     return wrapper
-
-
-def makes_generators(call: Any) -> bool:
-    """Whether this is a generator function: itself, as a bound method, or in a partial."""
-    while isinstance(call, (functools.partial, MethodType)):
-        call = call.func if isinstance(call, functools.partial) else call.__func__
-    return isinstance(call, FunctionType) and bool(call.__code__.co_flags & GENERATOR_CODE)
 
 
 def guard_of(function: Any) -> Guard | None:

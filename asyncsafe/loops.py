@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from types import FunctionType
 
+from .callables import ASYNC_CODE
 from .imports import when_imported
-from .stacks import ASYNC_CODE, call_chain, greenlets
+from .stacks import call_chain, greenlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import sys
-from contextvars import ContextVar
-from threading import RLock
 
-from . import loops
+from . import loops, scopes
 from .exceptions import AsyncUnsafeWarning, ConfigurationError
-from .stacks import ASYNC_CODE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextvars import Token
-    from types import TracebackType
-    from typing import Any, Literal, TypeVar
+    from typing import Any, Literal
 
     Mode = Literal["raise", "warn", "record", "off"]
-    Function = TypeVar("Function", bound=Callable[..., Any])
 
 MODES: tuple[Mode, ...] = ("raise", "warn", "record", "off")
 
@@ -44,24 +35,18 @@ class Answer:
 
 def answer(running: loops.Running) -> Answer:
     """What becomes of a call that would block `running`, by the strongest rule that speaks."""
-    scopes = _current_scopes(running)
-    for scope in scopes:
-        if scope.forbids:
-            return Answer("raise")
-    if scopes:
-        return Answer("allow", scopes[0].reason)
+    held = scopes.current_scopes(running)
+    if any(scope.forbids for scope in held):
+        return Answer("raise")
+    if held:
+        return Answer("allow", held[0].reason)
     if value := os.environ.get(DJANGO_VARIABLE):
         _say_that_it_allows(value)
         return Answer("allow", f"{DJANGO_VARIABLE}={value}")
     mode = current_mode()[0]
     if mode == "off":
-        _sleep_unless_forbidding()
+        scopes.sleep_unless_forbidding()
     return Answer(mode)
-
-
-def forbidden(running: loops.Running) -> bool:
-    """Whether the caller is inside `forbid()`."""
-    return bool(_forbidding) and any(scope.forbids for scope in _current_scopes(running))
 
 
 def current_mode() -> tuple[Mode, str]:
@@ -91,264 +76,9 @@ def configure(*, mode: Mode | None = None) -> None:
         mode = _valid(mode, "configure(mode=...)")
     _configured = mode
     if mode == "off":
-        _sleep_unless_forbidding()
+        scopes.sleep_unless_forbidding()
     else:
         loops.wake(True)
-
-
-def exempt(connection: Any) -> None:
-    """Let one object through: a connection, engine, database or cursor that is safe on the loop.
-
-    Its cursors are let through with it. It is held by a weak reference; an object that allows
-    none (sqlite3.Connection) is held until nobody else has it.
-    """
-    if connection is None or isinstance(connection, (str, bytes, int, float, tuple, list, dict)):
-        raise TypeError(
-            f"exempt() takes a connection, an engine or a database, not {type(connection).__name__}"
-        )
-    _drop_unused()
-    _exempt[id(connection)] = _reference(connection)
-
-
-def is_exempt(thing: Any) -> bool:
-    """Whether `exempt()` was called with this object, or with the connection that it belongs to."""
-    if not _exempt:
-        return False
-    return _is_listed(thing) or _is_listed(getattr(thing, "connection", None))
-
-
-class _Held:
-    """A strong reference that is called like a weak one."""
-
-    __slots__ = ("thing",)
-
-    def __init__(self, thing: Any) -> None:
-        self.thing = thing
-
-    def __call__(self) -> Any:
-        return self.thing
-
-
-_exempt: dict[int, Callable[[], Any]] = {}
-
-
-def _reference(thing: Any) -> Callable[[], Any]:
-    """A weak reference where the type allows one."""
-    from weakref import ref
-
-    try:
-        return ref(thing)
-    except TypeError:
-        return _Held(thing)
-
-
-def _is_listed(thing: Any) -> bool:
-    reference = _exempt.get(id(thing))
-    return reference is not None and reference() is thing
-
-
-def _drop_unused() -> None:
-    for key, reference in tuple(_exempt.items()):
-        # Two references are left where nobody else holds it: _Held's and getrefcount's argument.
-        unused = isinstance(reference, _Held) and sys.getrefcount(reference.thing) <= 2
-        if unused or reference() is None:
-            del _exempt[key]
-
-
-# Scopes: allow() and forbid() ---------------------------------------------------------------
-
-
-class _Entry:
-    """One entry of a scope, by one owner. A context variable carries it to the calls below.
-
-    Contexts are copied, to child tasks and sometimes to threads, so an entry counts only for
-    the owner that made it, and not after it has ended.
-    """
-
-    __slots__ = ("active", "forbids", "greenlet", "outer", "reason", "task", "thread", "token")
-
-    def __init__(self, outer: _Entry | None, forbids: bool, reason: str | None) -> None:
-        self.thread, greenlet, task = loops.current_owner(loops.find_running())
-        self.greenlet = None if greenlet is None else _reference(greenlet)
-        self.task = None if task is None else _reference(task)
-        self.outer = outer
-        self.forbids = forbids
-        self.reason = reason
-        self.active = True
-        self.token: Token[_Entry | None] | None = None
-
-    def holds_for(self, owner: loops.Owner) -> bool:
-        thread, greenlet, task = owner
-        if self.thread != thread or (None if self.task is None else self.task()) is not task:
-            return False
-        if self.task is not None and task is None:
-            return False  # the task that entered is gone
-        if self.greenlet is None or self.greenlet() is greenlet:
-            return True
-        # SQLAlchemy's greenlets run below the coroutine that spawned them, in its task.
-        return task is not None and self._is_below(greenlet)
-
-    def _is_below(self, greenlet: Any) -> bool:
-        entered_in = self.greenlet and self.greenlet()
-        while greenlet is not None:
-            if greenlet is entered_in:
-                return True
-            greenlet = greenlet.parent
-        return False
-
-
-_innermost: ContextVar[_Entry | None] = ContextVar("asyncsafe.scope", default=None)
-_forbidding = 0
-_lock = RLock()
-
-
-def _current_scopes(running: loops.Running | None) -> list[_Entry]:
-    """The entries that hold for whoever runs now, innermost first."""
-    entry = _innermost.get()
-    if entry is None:
-        return []
-    owner = loops.current_owner(running)
-    held = []
-    while entry is not None:
-        if entry.active and entry.holds_for(owner):
-            held.append(entry)
-        entry = entry.outer
-    return held
-
-
-class _Scope:
-    """A context manager, synchronous and asynchronous, and a decorator. Re-entrant, reusable."""
-
-    _forbids = False
-    _reason: str | None = None
-
-    def __init__(self) -> None:
-        self._entries: list[_Entry] = []
-
-    def __enter__(self) -> None:
-        outer = _innermost.get()
-        while outer is not None and not outer.active:
-            outer = outer.outer
-        entry = _Entry(outer, self._forbids, self._reason)
-        entry.token = _innermost.set(entry)
-        self._entries.append(entry)
-        if self._forbids:
-            _count_forbidding(1)
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        entry = self._take_entry()
-        entry.active = False
-        if self._forbids:
-            _count_forbidding(-1)
-        if _innermost.get() is entry and entry.token is not None:
-            try:
-                _innermost.reset(entry.token)
-            except ValueError:
-                # Left in a copy of the context that it was entered in (an async fixture's
-                # teardown, an async generator's finalizer). The entry is inactive all the same.
-                _innermost.set(entry.outer)
-
-    def _take_entry(self) -> _Entry:
-        owner = loops.current_owner(loops.find_running())
-        for entry in reversed(self._entries):
-            if entry.holds_for(owner):
-                break
-        else:
-            if not self._entries:
-                raise RuntimeError(f"{type(self).__name__}() was left without having been entered")
-            entry = self._entries[-1]
-        self._entries.remove(entry)
-        return entry
-
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
-        self.__exit__()
-
-    def __call__(self, function: Function) -> Function:
-        name = type(self).__name__
-        if not callable(function) or isinstance(function, staticmethod):
-            raise TypeError(f"@{name}() decorates a function, not {type(function).__name__}")
-        called: Any = function
-        while isinstance(called, functools.partial):
-            called = called.func
-        flags = getattr(getattr(called, "__code__", None), "co_flags", 0)
-        if flags & 0x220:  # inspect.CO_GENERATOR | CO_ASYNC_GENERATOR
-            raise TypeError(
-                f"@{name}() doesn't decorate a generator function, whose caller would run inside "
-                f"the scope as well: write `with asyncsafe.{name}(...)` round the lines it is for"
-            )
-
-        if flags & ASYNC_CODE:
-
-            @functools.wraps(function)
-            async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self:
-                    return await function(*args, **kwargs)
-
-            return async_wrapper  # type: ignore[return-value]
-
-        @functools.wraps(function)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return function(*args, **kwargs)
-
-        return wrapper  # type: ignore[return-value]
-
-
-class allow(_Scope):  # noqa: N801  (used like a function)
-    """Let guarded calls through, in this block and the calls below it.
-
-    `with`, `async with`, or a decorator of a function or coroutine function. It holds for the
-    task (or greenlet, or thread) that entered it alone: not for tasks started inside, nor for
-    threads that inherit the context. It ends on every exit.
-
-    reason: why this is fine. It stands in the record of each call that was let through.
-    """
-
-    def __init__(self, reason: str | None = None) -> None:
-        if reason is not None and not isinstance(reason, str):
-            raise TypeError('write allow("why this is fine"), with the reason as a string')
-        super().__init__()
-        self._reason = reason
-
-
-class forbid(_Scope):  # noqa: N801  (used like a function)
-    """Refuse guarded calls on the loop, in this block and the calls below it.
-
-    The opposite of `allow()`, used and held in the same ways, and stronger than it, than the
-    environment and than any mode.
-    """
-
-    _forbids = True
-
-    def __init__(self) -> None:
-        super().__init__()
-
-
-def _count_forbidding(step: int) -> None:
-    global _forbidding
-    with _lock:
-        _forbidding += step
-        if _forbidding:
-            loops.wake(True)  # answer() puts them to sleep again where the mode is "off"
-
-
-def _sleep_unless_forbidding() -> None:
-    with _lock:
-        if not _forbidding:
-            loops.wake(False)
 
 
 # Where the mode is written -------------------------------------------------------------------

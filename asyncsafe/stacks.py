@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
 
-#: Coroutines, asynchronous generators and generators decorated with ``types.coroutine``
-#: (inspect.CO_COROUTINE, CO_ASYNC_GENERATOR, CO_ITERABLE_COROUTINE; inspect takes 12 ms to import).
-ASYNC_CODE = 0x80 | 0x200 | 0x100
-#: inspect.CO_GENERATOR
-GENERATOR_CODE = 0x20
-
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep

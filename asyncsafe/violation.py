@@ -8,8 +8,9 @@ from collections import namedtuple
 from itertools import pairwise, takewhile
 
 from . import loops
+from .callables import ASYNC_CODE
 from .messages import describe
-from .stacks import ASYNC_CODE, call_chain, is_ours, is_user
+from .stacks import call_chain, is_ours, is_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

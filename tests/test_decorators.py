@@ -331,7 +331,6 @@ def test_what_is_asynchronous_is_refused_at_decoration(decorator: Any, target: A
     with pytest.raises(TypeError, match=r"is asynchronous and made for the event loop") as caught:
         decorator(target)
     assert "Decorate the synchronous functions that it calls" in str(caught.value)
-    assert "asyncsafe.check()" in str(caught.value)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is 3.12's")

@@ -14,7 +14,7 @@ import functools
 import sys
 
 from ..installation import Integration, Operation
-from ..policy import is_exempt
+from ..scopes import is_exempt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
