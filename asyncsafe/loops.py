@@ -13,7 +13,7 @@ from types import FunctionType
 
 from .callables import ASYNC_CODE
 from .imports import when_imported
-from .stacks import call_chain, greenlets
+from .stacks import call_chain, greenlets, lineage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,12 +164,12 @@ def _runs_elsewhere(loop: Any) -> bool:
         return False
     import gc
 
-    chain = _lineage(greenlet.getcurrent())
+    chain = lineage(greenlet.getcurrent())
     for other in gc.get_objects():
         # By type(): isinstance() would ask for a __class__, which makes a lazy object evaluate.
         if not issubclass(type(other), greenlet.greenlet) or other in chain:
             continue
-        if _lineage(other)[-1] is not chain[-1]:  # another thread's
+        if lineage(other)[-1] is not chain[-1]:  # another thread's
             continue
         frame = other.gr_frame
         while frame is not None:
@@ -177,15 +177,6 @@ def _runs_elsewhere(loop: Any) -> bool:
                 return True
             frame = frame.f_back
     return False
-
-
-def _lineage(greenlet: Any) -> list[Any]:
-    """A greenlet, its parent, and so on to the main greenlet of its thread."""
-    lineage = []
-    while greenlet is not None:
-        lineage.append(greenlet)
-        greenlet = greenlet.parent
-    return lineage
 
 
 def _bind() -> None:

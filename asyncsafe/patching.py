@@ -154,7 +154,7 @@ def _not_here(cls: type, why: str) -> InstallationError:
 _show: Callable[[warnings.WarningMessage], None] | None = None
 
 #: Where guarded C code is called from: off the loop, and on it.
-_CALLED_FROM: dict[str, dict[str, Any]] = {
+_CALLED_FROM: dict[str, Any] = {
     WRAPPER_FILE: loops.namespace,
     guards.blocked.__code__.co_filename: vars(guards),
 }

@@ -9,6 +9,7 @@ from threading import RLock
 
 from . import loops
 from .callables import is_coroutine_function, is_made_by, makes_generators
+from .stacks import lineage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,15 +49,7 @@ class _Entry:
         if self.greenlet is None or self.greenlet() is greenlet:
             return True
         # SQLAlchemy's greenlets run below the coroutine that spawned them, in its task.
-        return task is not None and self._is_below(greenlet)
-
-    def _is_below(self, greenlet: Any) -> bool:
-        entered_in = self.greenlet and self.greenlet()
-        while greenlet is not None:
-            if greenlet is entered_in:
-                return True
-            greenlet = greenlet.parent
-        return False
+        return task is not None and greenlet is not None and self.greenlet() in lineage(greenlet)
 
 
 _innermost: ContextVar[_Entry | None] = ContextVar("asyncsafe.scope", default=None)

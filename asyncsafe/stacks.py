@@ -9,6 +9,7 @@ from collections.abc import Iterator
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
+    from typing import Any
 
 #: The file name of the wrappers that guards.py compiles. Python's own warnings machinery skips
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
@@ -34,13 +35,20 @@ def call_chain(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
     if (greenlet := greenlets()) is None:
         return
-    parent = greenlet.getcurrent().parent
-    while parent is not None:
+    for parent in lineage(greenlet.getcurrent())[1:]:
         frame = parent.gr_frame
         while frame is not None:
             yield frame
             frame = frame.f_back
-        parent = parent.parent
+
+
+def lineage(greenlet: Any) -> list[Any]:
+    """A greenlet, its parent, and so on to the main greenlet of its thread."""
+    found = []
+    while greenlet is not None:
+        found.append(greenlet)
+        greenlet = greenlet.parent
+    return found
 
 
 def is_ours(filename: str) -> bool:
