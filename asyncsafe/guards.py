@@ -268,9 +268,10 @@ def wrap(
     template = _GENERATOR_WRAPPER if makes_generators(call) else _WRAPPER
     signature, arguments = _signature(call, parameters)
     code = _compile(template.format(parameters=signature, **arguments))
-    made: dict[str, Any] = {}
-    exec(_own_copy(code, guard), loops.namespace, made)  # noqa: S102
-    wrapper: FunctionType = made["make"](call)
+    namespace: dict[str, Any] = {**loops.namespace, **_NAMES, "_call": call, "_guard": guard}
+    exec(_own_copy(code), namespace)  # noqa: S102
+    wrapper: FunctionType = namespace.pop("wrapper")
+    loops.keep_bound(wrapper)
     functools.update_wrapper(wrapper, call)
     wrapper.__async_unsafe__ = guard  # type: ignore[attr-defined]
     return wrapper
@@ -286,34 +287,25 @@ def guard_of(function: Any) -> Guard | None:
 
 _MISSING = object()
 
-#: What the code of the wrappers reads beside its parameters.
-_NAMES = frozenset({"_MISSING", "_advance", "_blocked", "_call", "get_running_loop"})
-
-#: A wrapper's code refers to few things, each in the cheapest way: to the callable through a cell
-#: (a constant would hide the cycles that it is part of from the garbage collector), to the guard,
-#: which refers to nothing, as a constant in this string's place.
-_GUARD = "<the guard>"
-
+# A wrapper has its own copy of its code: CPython specializes code for the very function that it
+# calls, and wrappers of one signature that shared it would undo that for each other. It also has
+# its own global namespace: a closure costs a third more.
 _WRAPPER = """\
-def make(_call):
-    def wrapper({parameters}):
-        if get_running_loop() is not None:
-            return _blocked("<the guard>", _call, {positional}, {keywords}){short}
-        return _call({all})
-    return wrapper
+def wrapper({parameters}):
+    if get_running_loop() is not None:
+        return _blocked(_guard, _call, {positional}, {keywords}){short}
+    return _call({all})
 """
 
 _GENERATOR_WRAPPER = """\
-def make(_call):
-    def wrapper({parameters}):
-        return (yield from _advance("<the guard>", _call({all})))
-    return wrapper
+def wrapper({parameters}):
+    return (yield from _advance(_guard, _call({all})))
 """
 
 #: Where C code has a default of its own, a call that leaves the argument out must leave it out.
-_WITHOUT_LAST = """ if {last} is not _MISSING else _blocked("<the guard>", _call, {positional}, {{}})
-        if {last} is _MISSING:
-            return _call({all})"""
+_WITHOUT_LAST = """ if {last} is not _MISSING else _blocked(_guard, _call, {positional}, {{}})
+    if {last} is _MISSING:
+        return _call({all})"""
 
 
 @functools.cache
@@ -321,25 +313,15 @@ def _compile(source: str) -> CodeType:
     return compile(source, WRAPPER_FILE, "exec", dont_inherit=True)
 
 
-def _own_copy(code: CodeType, guard: Guard) -> CodeType:
-    """A copy of a template's code, with the guard in its place.
-
-    CPython specializes code for the very function that it calls: wrappers of one signature that
-    shared their code would undo that for each other.
-    """
-    return code.replace(
-        co_consts=tuple(
-            _own_copy(constant, guard)
-            if isinstance(constant, CodeType)
-            else (guard if constant == _GUARD else constant)
-            for constant in code.co_consts
-        )
-    )
+def _own_copy(code: CodeType) -> CodeType:
+    """A copy of this code, and of the code of the functions that it defines."""
+    constants = (_own_copy(c) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_consts=tuple(constants))
 
 
 def _signature(call: Callable[..., Any], parameters: str | None) -> tuple[str, dict[str, str]]:
     """The parameters of a wrapper, and the arguments with which it makes the call."""
-    if isinstance(call, FunctionType) and _NAMES.isdisjoint(call.__code__.co_varnames):
+    if isinstance(call, FunctionType) and _READ.isdisjoint(call.__code__.co_varnames):
         return _python_signature(call)
     return _c_signature(call, parameters) or (
         "*args, **kwargs",
@@ -444,4 +426,6 @@ def _advance(guard: Guard, generator: Generator[Any, Any, Any]) -> Generator[Any
             step, argument, cleaning_up = generator.throw, error, True
 
 
-loops.namespace.update(_blocked=blocked, _advance=_advance, _MISSING=_MISSING)
+#: What the code of every wrapper reads, beside its parameters and get_running_loop.
+_NAMES = {"_MISSING": _MISSING, "_advance": _advance, "_blocked": blocked}
+_READ = frozenset({*_NAMES, "_call", "_guard", "get_running_loop"})

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from threading import RLock
 from types import FunctionType
+from weakref import WeakSet
 
 from .callables import ASYNC_CODE
 from .imports import when_imported
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
 #: loop is imported, and in mode "off", the guards ask this one.
 nothing: Callable[[], object | None] = [].clear
 
-#: The global namespace of every compiled wrapper, so that what they ask is bound once for all.
+#: What the guards ask, and with it what every compiled wrapper finds in its global namespace.
 #: The name is for warnings from C code, which are attributed to the frame that called it: Python
 #: shows a DeprecationWarning only in __main__, and patching.py asks again in the caller's name.
 namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing}
+
+#: The wrappers, each of which has a namespace of its own.
+_wrappers: WeakSet[FunctionType] = WeakSet()
+_lock = RLock()
 
 #: asyncio's first: it alone shows its loop, and Twisted's reactor and trio's guest mode run on it.
 _checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
@@ -73,8 +79,17 @@ def enters_loop(frame: FrameType, running: Running) -> bool:
 def wake(awake: bool) -> None:
     """Have the compiled wrappers ask (True), or find nothing at the least cost (False)."""
     global _awake
-    _awake = awake
-    _bind()
+    with _lock:
+        if awake is not _awake:
+            _awake = awake
+            _bind()
+
+
+def keep_bound(wrapper: FunctionType) -> None:
+    """Have this wrapper ask what the guards ask, for as long as it lives."""
+    with _lock:
+        _wrappers.add(wrapper)
+        wrapper.__globals__["get_running_loop"] = namespace["get_running_loop"]
 
 
 def current_owner(running: Running | None) -> Owner:
@@ -186,6 +201,8 @@ def _bind() -> None:
             if check is not nothing:
                 getter = check if getter is nothing else _either(getter, check)
     namespace["get_running_loop"] = getter
+    for wrapper in _wrappers:
+        wrapper.__globals__["get_running_loop"] = getter
 
 
 def _either(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], Any]:
@@ -196,8 +213,9 @@ def _either(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[],
 
 
 def _add(library: Library, check: Callable[[], Any]) -> None:
-    _checks[library] = check
-    _bind()
+    with _lock:
+        _checks[library] = check
+        _bind()
 
 
 def _asyncio_imported(asyncio: ModuleType) -> None:

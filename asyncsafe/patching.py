@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from threading import RLock
 
-from . import guards, loops
+from . import guards
 from .exceptions import InstallationError
 from .stacks import WRAPPER_FILE, is_ours
 
@@ -154,10 +154,7 @@ def _not_here(cls: type, why: str) -> InstallationError:
 _show: Callable[[warnings.WarningMessage], None] | None = None
 
 #: Where guarded C code is called from: off the loop, and on it.
-_CALLED_FROM: dict[str, Any] = {
-    WRAPPER_FILE: loops.namespace,
-    guards.blocked.__code__.co_filename: vars(guards),
-}
+_CALLED_FROM = frozenset({WRAPPER_FILE, guards.blocked.__code__.co_filename})
 
 
 def _blame_callers() -> None:
@@ -187,17 +184,16 @@ def _stop_blaming_callers() -> None:
 
 
 def _show_at_caller(message: warnings.WarningMessage) -> None:
-    called_from = _CALLED_FROM.get(message.filename)
-    if called_from is None:
+    if message.filename not in _CALLED_FROM:
         assert _show is not None
         return _show(message)
     import warnings
 
-    # Ours is not the place that it was shown for: the next caller's is another.
-    called_from.pop("__warningregistry__", None)
     frame = sys._getframe(1)
     while frame.f_back is not None and not is_ours(frame.f_code.co_filename):
         frame = frame.f_back
+    # Ours is not the place that it was shown for: the next caller's is another.
+    frame.f_globals.pop("__warningregistry__", None)
     while frame.f_back is not None and is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     return warnings.warn_explicit(
