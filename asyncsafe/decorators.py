@@ -7,7 +7,8 @@ from collections.abc import Callable
 from types import FunctionType
 
 from .callables import is_asynchronous, is_made_by, makes_generators
-from .guards import Guard, guard_of, wrap
+from .guards import Guard
+from .wrappers import guard_of, wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,21 +1,16 @@
-"""check() and wrap(): the hot path, and the only place where wrappers are built.
-
-A wrapper has the guarded function's own signature, which costs a third of `*args, **kwargs`, and
-one branch: `get_running_loop` is CPython's C function that returns None where no loop runs on
-this thread. All that is slow lives behind it, in `blocked()`.
-"""
+"""check(), and what is done about a guarded call while a loop runs on its thread."""
 
 from __future__ import annotations
 
+import builtins
 import functools
 import sys
 import threading
 from collections.abc import Callable
 from time import perf_counter
-from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescriptorType
+from types import FunctionType
 
 from . import loops, policy, scopes
-from .callables import makes_generators
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
 from .recorder import Pending, violations
 from .stacks import WRAPPER_FILE, greenlets
@@ -23,15 +18,12 @@ from .violation import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from typing import Any, Literal
+    from typing import Any, Literal, TypeVar
 
     from .violation import Outcome
 
-    Activity = Literal["call", "telling"]
-
-
-_VARARGS, _VARKEYWORDS = 0x4, 0x8  # inspect.CO_*
+    Activity = Literal["call", "unguarded"]
+    Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
 
 
 class Guard:
@@ -98,15 +90,34 @@ def check(operation: str | None = None) -> None:
 # Behind the branch ---------------------------------------------------------------------------
 
 
+def _unseen(function: Function) -> Function:
+    """Have warnings that look for a caller pass over this function, as over a wrapper."""
+    function.__code__ = function.__code__.replace(co_filename=WRAPPER_FILE)
+    return function
+
+
+@_unseen
+def _forward(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return call(*args, **kwargs)
+
+
+# C code's warnings are attributed to the frame that makes the call: on the loop, to this one.
+_forward = FunctionType(_forward.__code__, {**loops.namespace, "__builtins__": builtins})
+
+
+@_unseen
 def blocked(
     guard: Guard, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A loop runs on this thread: find out whether this call would block it, and act on it."""
-    pending = _admit(guard, args, kwargs)
-    return call(*args, **kwargs) if pending is None else _make(pending, call, args, kwargs)
+    if args and scopes.is_exempt(args[0]):
+        with _Inside("unguarded"):
+            return _forward(call, args, kwargs)
+    pending = admit(guard, args, kwargs)
+    return _forward(call, args, kwargs) if pending is None else make(pending, call, args, kwargs)
 
 
-def _admit(
+def admit(
     guard: Guard, args: tuple[Any, ...], kwargs: dict[str, Any], cleaning_up: bool = False
 ) -> Pending | None:
     """What to record of a call that is to be made; None if nothing. Raises if it is refused."""
@@ -116,9 +127,7 @@ def _admit(
     if running is None:
         return None
     inside = _active_greenlets().get(_greenlet_id())
-    if inside == "telling" or (inside == "call" and not scopes.forbidden(running)):
-        return None
-    if args and scopes.is_exempt(args[0]):
+    if inside == "unguarded" or (inside == "call" and not scopes.forbidden(running)):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
@@ -139,28 +148,29 @@ def _admit(
     if answer.mode == "raise":
         reason = _why_never_refused(guard, call, args, cleaning_up)
         if reason is None:
-            with _Inside("telling"):
+            with _Inside("unguarded"):
                 violation = violations.refuse(call)
             raise SynchronousOnlyOperation(violation)
         answer = policy.Answer("allow", reason)
-    with _Inside("telling"):
+    with _Inside("unguarded"):
         if answer.mode == "warn":
             return _warn(call)
         outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
         return violations.begin(call, outcome, answer.reason)
 
 
-def _make(
+@_unseen
+def make(
     pending: Pending, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Make the call, timed; guarded calls that it makes are part of it."""
     with _Inside("call") as inside:
         start = perf_counter()
         try:
-            return call(*args, **kwargs)
+            return _forward(call, args, kwargs)
         finally:
             seconds = perf_counter() - start
-            inside.becomes("telling")
+            inside.becomes("unguarded")
             violations.end(pending, seconds)
 
 
@@ -213,9 +223,9 @@ def _warn(call: Call) -> Pending:
 class _Inside:
     """Where a guarded call, or our own telling of one, is under way: by thread and greenlet.
 
-    A guarded call within it is part of the outer one; within the telling (a subscriber's, a log
-    handler's) it is nobody's, whatever forbids it. Not a context variable: tasks that are
-    started inside would inherit that.
+    A guarded call within it is part of the outer one; within what is unguarded (our telling, and
+    with it subscribers and log handlers; a call of an exempt object) it is nobody's. Not a
+    context variable: tasks that are started inside would inherit that.
     """
 
     __slots__ = ("active", "greenlet", "outer")
@@ -252,180 +262,3 @@ def _active_greenlets() -> dict[int, Activity]:
 def _greenlet_id() -> int:
     greenlet = greenlets()
     return 0 if greenlet is None else id(greenlet.getcurrent())
-
-
-# Wrappers --------------------------------------------------------------------------------------
-
-
-def wrap(
-    call: Callable[..., Any], guard: Guard, parameters: str | None = None
-) -> Callable[..., Any]:
-    """A function that is `call`, guarded: its signature, name and documentation.
-
-    call: a Python function, or any callable that takes arguments.
-    parameters: those of a C method that doesn't tell its own, as `__text_signature__` would.
-    """
-    template = _GENERATOR_WRAPPER if makes_generators(call) else _WRAPPER
-    signature, arguments = _signature(call, parameters)
-    code = _compile(template.format(parameters=signature, **arguments))
-    namespace: dict[str, Any] = {**loops.namespace, **_NAMES, "_call": call, "_guard": guard}
-    exec(_own_copy(code), namespace)  # noqa: S102
-    wrapper: FunctionType = namespace.pop("wrapper")
-    loops.keep_bound(wrapper)
-    functools.update_wrapper(wrapper, call)
-    wrapper.__async_unsafe__ = guard  # type: ignore[attr-defined]
-    return wrapper
-
-
-def guard_of(function: Any) -> Guard | None:
-    """The guard of a wrapper that `wrap` built; None for everything else."""
-    if isinstance(function, FunctionType) and function.__code__.co_filename == WRAPPER_FILE:
-        guard: Guard = getattr(function, "__async_unsafe__")
-        return guard
-    return None
-
-
-_MISSING = object()
-
-# A wrapper has its own copy of its code: CPython specializes code for the very function that it
-# calls, and wrappers of one signature that shared it would undo that for each other. It also has
-# its own global namespace: a closure costs a third more.
-_WRAPPER = """\
-def wrapper({parameters}):
-    if get_running_loop() is not None:
-        return _blocked(_guard, _call, {positional}, {keywords}){short}
-    return _call({all})
-"""
-
-_GENERATOR_WRAPPER = """\
-def wrapper({parameters}):
-    return (yield from _advance(_guard, _call({all})))
-"""
-
-#: Where C code has a default of its own, a call that leaves the argument out must leave it out.
-_WITHOUT_LAST = """ if {last} is not _MISSING else _blocked(_guard, _call, {positional}, {{}})
-    if {last} is _MISSING:
-        return _call({all})"""
-
-
-@functools.cache
-def _compile(source: str) -> CodeType:
-    return compile(source, WRAPPER_FILE, "exec", dont_inherit=True)
-
-
-def _own_copy(code: CodeType) -> CodeType:
-    """A copy of this code, and of the code of the functions that it defines."""
-    constants = (_own_copy(c) if isinstance(c, CodeType) else c for c in code.co_consts)
-    return code.replace(co_consts=tuple(constants))
-
-
-def _signature(call: Callable[..., Any], parameters: str | None) -> tuple[str, dict[str, str]]:
-    """The parameters of a wrapper, and the arguments with which it makes the call."""
-    if isinstance(call, FunctionType) and _READ.isdisjoint(call.__code__.co_varnames):
-        return _python_signature(call)
-    return _c_signature(call, parameters) or (
-        "*args, **kwargs",
-        {"positional": "args", "keywords": "kwargs", "all": "*args, **kwargs", "short": ""},
-    )
-
-
-def _python_signature(function: FunctionType) -> tuple[str, dict[str, str]]:
-    code = function.__code__
-    count = code.co_argcount
-    positional = code.co_varnames[:count]
-    keyword_only = code.co_varnames[count : count + code.co_kwonlyargcount]
-    rest = iter(code.co_varnames[count + code.co_kwonlyargcount :])
-    first_default = count - len(function.__defaults__ or ())
-    # Defaults are the function's own from the start: CPython 3.13 doesn't specialize calls of a
-    # function whose __defaults__ or __kwdefaults__ were ever set, a third of what a guard costs.
-    parameters = [
-        name if i < first_default else f"{name}=_call.__defaults__[{i - first_default}]"
-        for i, name in enumerate(positional)
-    ]
-    if code.co_posonlyargcount:
-        parameters.insert(code.co_posonlyargcount, "/")
-    arguments = list(positional)
-    keywords = [f"{name!r}: {name}" for name in keyword_only]
-    passed = [f"{name}={name}" for name in keyword_only]
-    if code.co_flags & _VARARGS:
-        name = next(rest)
-        parameters.append(f"*{name}")
-        arguments.append(f"*{name}")
-    elif keyword_only:
-        parameters.append("*")
-    optional = function.__kwdefaults__ or {}
-    parameters += [
-        f"{name}=_call.__kwdefaults__[{name!r}]" if name in optional else name
-        for name in keyword_only
-    ]
-    if code.co_flags & _VARKEYWORDS:
-        name = next(rest)
-        parameters.append(f"**{name}")
-        keywords.append(f"**{name}")
-        passed.append(f"**{name}")
-    return ", ".join(parameters), {
-        "positional": f"({''.join(f'{argument}, ' for argument in arguments)})",
-        "keywords": f"{{{', '.join(keywords)}}}",
-        "all": ", ".join(arguments + passed),
-        "short": "",
-    }
-
-
-def _c_signature(call: Any, told: str | None) -> tuple[str, dict[str, str]] | None:
-    """For a C method that has one default at most: "($self, sql, parameters=(), /)"."""
-    if not isinstance(call, (MethodDescriptorType, WrapperDescriptorType)):
-        return None
-    text = getattr(call, "__text_signature__", None) or told or ""
-    self, *names = (part.strip() for part in text[1:-1].split(","))
-    by_position_only = names[-1:] == ["/"]
-    if by_position_only:
-        names.pop()
-    if self != "$self":
-        return None
-    required = ["self", *(name for name in names if "=" not in name)]
-    optional = [name.partition("=")[0] for name in names if "=" in name]
-    if len(optional) > 1 or not all(map(str.isidentifier, required + optional)):
-        return None
-    parameters = [*required, *(f"{name}=_MISSING" for name in optional)]
-    parameters.insert(len(parameters) if by_position_only else 1, "/")
-    without = {"positional": f"({', '.join(required)},)", "all": ", ".join(required)}
-    with_all = [*required, *optional]
-    return ", ".join(parameters), {
-        "positional": f"({', '.join(with_all)},)",
-        "keywords": "{}",
-        "all": ", ".join(with_all),
-        "short": _WITHOUT_LAST.format(last=optional[0], **without) if optional else "",
-    }
-
-
-def _advance(guard: Guard, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """`yield from generator`, each step of which is a guarded call."""
-    step: Callable[[Any], Any] = generator.send
-    argument: Any = None
-    started = cleaning_up = False
-    while True:
-        pending = None
-        if loops.namespace["get_running_loop"]() is not None:
-            try:
-                pending = _admit(guard, (), {}, cleaning_up)
-            except (SynchronousOnlyOperation, AsyncUnsafeWarning) as refusal:
-                if not started:
-                    raise
-                step, argument = generator.throw, refusal
-        started = True
-        try:
-            item = step(argument) if pending is None else _make(pending, step, (argument,), {})
-        except StopIteration as stop:
-            return stop.value
-        try:
-            step, argument, cleaning_up = generator.send, (yield item), False
-        except GeneratorExit:
-            generator.close()
-            raise
-        except BaseException as error:
-            step, argument, cleaning_up = generator.throw, error, True
-
-
-#: What the code of every wrapper reads, beside its parameters and get_running_loop.
-_NAMES = {"_MISSING": _MISSING, "_advance": _advance, "_blocked": blocked}
-_READ = frozenset({*_NAMES, "_call", "_guard", "get_running_loop"})

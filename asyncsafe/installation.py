@@ -6,9 +6,10 @@ from threading import RLock
 
 from . import policy
 from .exceptions import AsyncUnsafeWarning, InstallationError
-from .guards import Guard, wrap
+from .guards import Guard
 from .imports import forget, when_imported
 from .patching import Patch
+from .wrappers import wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 from threading import RLock
 
-from . import guards
 from .exceptions import InstallationError
 from .stacks import WRAPPER_FILE, is_ours
 
@@ -153,9 +152,6 @@ def _not_here(cls: type, why: str) -> InstallationError:
 
 _show: Callable[[warnings.WarningMessage], None] | None = None
 
-#: Where guarded C code is called from: off the loop, and on it.
-_CALLED_FROM = frozenset({WRAPPER_FILE, guards.blocked.__code__.co_filename})
-
 
 def _blame_callers() -> None:
     """Have a warning from guarded C code name the line that called it, not our wrapper.
@@ -184,7 +180,7 @@ def _stop_blaming_callers() -> None:
 
 
 def _show_at_caller(message: warnings.WarningMessage) -> None:
-    if message.filename not in _CALLED_FROM:
+    if message.filename != WRAPPER_FILE:
         assert _show is not None
         return _show(message)
     import warnings

@@ -266,4 +266,4 @@ def _drop_unused() -> None:
         # Two references are left where nobody else holds it: _Held's and getrefcount's argument.
         unused = isinstance(reference, _Held) and sys.getrefcount(reference.thing) <= 2
         if unused or reference() is None:
-            del _exempt[key]
+            _exempt.pop(key, None)

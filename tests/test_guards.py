@@ -17,7 +17,8 @@ import pytest
 
 import asyncsafe
 from asyncsafe import SynchronousOnlyOperation, allow, async_unsafe, check, configure, forbid
-from asyncsafe.guards import Guard, guard_of, wrap
+from asyncsafe.guards import Guard
+from asyncsafe.wrappers import guard_of, wrap
 
 from .running import on_loop, python
 

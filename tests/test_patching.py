@@ -296,7 +296,7 @@ class TestWarnings:
 
     PROGRAM = """\
 import asyncio, operator, sys
-from asyncsafe.guards import Guard, wrap
+from asyncsafe.wrappers import Guard, wrap
 from asyncsafe.patching import Patch
 
 class One(int):

@@ -17,8 +17,9 @@ import pytest
 
 import asyncsafe
 from asyncsafe import Frame, SynchronousOnlyOperation, Violation, async_unsafe, check
-from asyncsafe.guards import Guard, wrap
+from asyncsafe.guards import Guard
 from asyncsafe.violation import STACK_LIMIT, STATEMENT_LIMIT
+from asyncsafe.wrappers import wrap
 
 from .running import on_loop, python
 

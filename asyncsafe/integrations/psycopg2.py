@@ -248,6 +248,5 @@ integration: Integration = Integration(
         },
     },
     does_block=_waits_here,
-    trusted=("aiopg",),
     distributions=("psycopg2", "psycopg2-binary"),
 )

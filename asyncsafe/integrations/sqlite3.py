@@ -8,7 +8,10 @@ none of these through another: `Connection.execute` doesn't pass `Cursor.execute
 
 from __future__ import annotations
 
+import gc
+
 from ..installation import Integration, Operation
+from ..scopes import is_exempt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,9 +27,14 @@ def _is_open(connection: sqlite3.Connection) -> bool:
     return True
 
 
+def _is_guarded(blob: sqlite3.Blob, *args: object) -> bool:
+    """A blob doesn't tell its connection, which may be exempt; the garbage collector knows it."""
+    return not any(map(is_exempt, gc.get_referents(blob)))
+
+
 def _is_open_blob(blob: sqlite3.Blob, *exc_info: object) -> bool:
     blob.tell()  # raises ProgrammingError on a closed blob
-    return True
+    return _is_guarded(blob)
 
 
 def _commits(connection: sqlite3.Connection, value: object) -> bool:
@@ -63,10 +71,10 @@ integration: Integration = Integration(
                 Operation("__next__"),
             ],
             "Blob": [
-                Operation("read"),
-                Operation("write"),
-                Operation("__getitem__"),
-                Operation("__setitem__"),
+                Operation("read", does_block=_is_guarded),
+                Operation("write", does_block=_is_guarded),
+                Operation("__getitem__", does_block=_is_guarded),
+                Operation("__setitem__", does_block=_is_guarded),
                 Operation("__exit__", does_block=_is_open_blob, cleans_up=True),
                 Operation("close", does_block=_is_open_blob, cleans_up=True),
             ],

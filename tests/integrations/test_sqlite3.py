@@ -781,6 +781,14 @@ class TestExempt:
         assert on_loop(blob.read) == b"one"
         assert on_loop(lambda: blob[0]) == ord("o")
 
+    def test_blob_of_an_exempt_connection(self, db: Database) -> None:
+        connection = db.connect()
+        blob = connection.blobopen("letters", "body", 1)
+        refused(blob.read)
+        asyncsafe.exempt(connection)
+        assert on_loop(blob.read) == b"one"
+        on_loop(blob.close)
+
     def test_holds_nothing_for_long(self, db: Database) -> None:
         gc.collect()
         before = len(scopes._exempt)
@@ -950,3 +958,28 @@ connection.close()
         with pytest.warns(DeprecationWarning, match="placeholder") as caught:
             on_loop(lambda: connection.execute("select :a", (1,)))
         assert [w.filename for w in caught] == [__file__]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="these are deprecated from Python 3.12 on")
+@pytest.mark.parametrize("mode", ["off", "record"])
+def test_what_sqlite3_deprecates_is_told_of_the_callers_line(tmp_path: Path, mode: str) -> None:
+    """With Python's default filters, on the loop: a warning of C code's, and one of Python code's
+    that looks for its caller (stacklevel 2)."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import asyncio, datetime, sqlite3, asyncsafe\n"
+        "asyncsafe.install()\n"
+        f"asyncsafe.configure(mode={mode!r})\n"
+        "async def main():\n"
+        "    connection = sqlite3.connect(':memory:')\n"
+        "    connection.execute('SELECT ?', (datetime.date(2000, 1, 1),))\n"
+        "    connection.execute('SELECT :name', (1,))\n"
+        "asyncio.run(main())\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, check=True
+    )
+
+    assert f"{program}:6: DeprecationWarning: The default date adapter" in done.stderr
+    assert f"{program}:7: DeprecationWarning: Binding 1 (':name')" in done.stderr
