@@ -5,24 +5,23 @@ from __future__ import annotations
 import builtins
 import functools
 import sys
-import threading
 from collections.abc import Callable
 from time import perf_counter
 from types import FunctionType
 
 from . import loops, policy, scopes
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
+from .nesting import Inside, under_way
 from .recorder import Pending, violations
-from .stacks import WRAPPER_FILE, greenlets
+from .stacks import WRAPPER_FILE
 from .violation import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Literal, TypeVar
+    from typing import Any, TypeVar
 
     from .violation import Outcome
 
-    Activity = Literal["call", "unguarded"]
     Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
 
 
@@ -111,7 +110,7 @@ def blocked(
 ) -> Any:
     """A loop runs on this thread: find out whether this call would block it, and act on it."""
     if args and scopes.is_exempt(args[0]):
-        with _Inside("unguarded"):
+        with Inside("unguarded"):
             return _forward(call, args, kwargs)
     pending = admit(guard, args, kwargs)
     return _forward(call, args, kwargs) if pending is None else make(pending, call, args, kwargs)
@@ -126,7 +125,7 @@ def admit(
     running = loops.find_running()
     if running is None:
         return None
-    inside = _active_greenlets().get(_greenlet_id())
+    inside = under_way()
     if inside == "unguarded" or (inside == "call" and not scopes.forbidden(running)):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
@@ -136,27 +135,24 @@ def admit(
         return None
     call = Call(
         running,
+        sys._getframe(1),
         guard.operation,
-        library=guard.library,
-        headline=guard.headline,
-        hint=guard.hint,
-        statement=guard.statement and functools.partial(guard.statement, *args, **kwargs),
-        frame=sys._getframe(1),
+        guard.library,
+        guard.headline,
+        guard.hint,
+        guard.statement and functools.partial(guard.statement, *args, **kwargs),
     )
     if guard.trusted and call.made_by(guard.trusted):
         return None
     if answer.mode == "raise":
         reason = _why_never_refused(guard, call, args, cleaning_up)
         if reason is None:
-            with _Inside("unguarded"):
-                violation = violations.refuse(call)
-            raise SynchronousOnlyOperation(violation)
+            raise SynchronousOnlyOperation(violations.refuse(call))
         answer = policy.Answer("allow", reason)
-    with _Inside("unguarded"):
-        if answer.mode == "warn":
-            return _warn(call)
-        outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
-        return violations.begin(call, outcome, answer.reason)
+    if answer.mode == "warn":
+        return _warn(call)
+    outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
+    return violations.begin(call, outcome, answer.reason)
 
 
 @_unseen
@@ -164,14 +160,12 @@ def make(
     pending: Pending, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """Make the call, timed; guarded calls that it makes are part of it."""
-    with _Inside("call") as inside:
-        start = perf_counter()
-        try:
+    start = perf_counter()
+    try:
+        with Inside("call"):
             return _forward(call, args, kwargs)
-        finally:
-            seconds = perf_counter() - start
-            inside.becomes("unguarded")
-            violations.end(pending, seconds)
+    finally:
+        violations.end(pending, perf_counter() - start)
 
 
 def _does_block(
@@ -213,52 +207,9 @@ def _warn(call: Call) -> Pending:
         from .messages import describe
 
         where = site.violation.call_site
-        warnings.warn_explicit(
-            describe(site.violation), AsyncUnsafeWarning, where.filename, where.lineno
-        )
+        with Inside("unguarded"):
+            warnings.warn_explicit(
+                describe(site.violation), AsyncUnsafeWarning, where.filename, where.lineno
+            )
         site.warned = True
     return pending
-
-
-class _Inside:
-    """Where a guarded call, or our own telling of one, is under way: by thread and greenlet.
-
-    A guarded call within it is part of the outer one; within what is unguarded (our telling, and
-    with it subscribers and log handlers; a call of an exempt object) it is nobody's. Not a
-    context variable: tasks that are started inside would inherit that.
-    """
-
-    __slots__ = ("active", "greenlet", "outer")
-
-    def __init__(self, what: Activity) -> None:
-        self.active: dict[int, Activity] = _active_greenlets()
-        self.greenlet: int = _greenlet_id()
-        self.outer: Activity | None = self.active.get(self.greenlet)
-        self.becomes(what)
-
-    def becomes(self, what: Activity) -> None:
-        self.active[self.greenlet] = what
-
-    def __enter__(self) -> _Inside:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self.outer is None:
-            del self.active[self.greenlet]
-        else:
-            self.active[self.greenlet] = self.outer
-
-
-_thread = threading.local()
-
-
-def _active_greenlets() -> dict[int, Activity]:
-    active: dict[int, Activity] | None = getattr(_thread, "active", None)
-    if active is None:
-        active = _thread.active = {}
-    return active
-
-
-def _greenlet_id() -> int:
-    greenlet = greenlets()
-    return 0 if greenlet is None else id(greenlet.getcurrent())

@@ -43,6 +43,8 @@ _lock = RLock()
 _checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
     ("asyncio", "trio", "curio", "twisted"), nothing
 )
+#: Those of them that are imported.
+_bound: tuple[tuple[Library, Callable[[], Any]], ...] = ()
 _awake = True
 
 #: Methods of an event loop that run it (mainLoop is Twisted's).
@@ -63,7 +65,7 @@ def running_loop() -> Library | None:
 
 def find_running() -> Running | None:
     """As `running_loop`, with the loop itself where the library has one to show."""
-    for library, check in tuple(_checks.items()):
+    for library, check in _bound:
         loop = check()
         if loop and (library != "asyncio" or greenlets() is None or _in_call_chain(loop)):
             return library, loop
@@ -195,11 +197,12 @@ def _runs_elsewhere(loop: Any) -> bool:
 
 
 def _bind() -> None:
+    global _bound
+    _bound = tuple((library, check) for library, check in _checks.items() if check is not nothing)
     getter = nothing
     if _awake:
-        for check in _checks.values():
-            if check is not nothing:
-                getter = check if getter is nothing else _either(getter, check)
+        for _, check in _bound:
+            getter = check if getter is nothing else _either(getter, check)
     namespace["get_running_loop"] = getter
     for wrapper in _wrappers:
         wrapper.__globals__["get_running_loop"] = getter

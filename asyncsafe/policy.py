@@ -33,12 +33,14 @@ class Answer:
         self.reason: str | None = reason
 
 
+_ANSWERS = {mode: Answer(mode) for mode in MODES}
+
+
 def answer(running: loops.Running) -> Answer:
     """What becomes of a call that would block `running`, by the strongest rule that speaks."""
-    held = scopes.current_scopes(running)
-    if any(scope.forbids for scope in held):
-        return Answer("raise")
-    if held:
+    if held := scopes.current_scopes(running):
+        if any(scope.forbids for scope in held):
+            return _ANSWERS["raise"]
         return Answer("allow", held[0].reason)
     if value := os.environ.get(DJANGO_VARIABLE):
         _say_that_it_allows(value)
@@ -46,7 +48,7 @@ def answer(running: loops.Running) -> Answer:
     mode = current_mode()[0]
     if mode == "off":
         scopes.sleep_unless_forbidding()
-    return Answer(mode)
+    return _ANSWERS[mode]
 
 
 def current_mode() -> tuple[Mode, str]:

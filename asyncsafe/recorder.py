@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from threading import RLock
 
+from .nesting import Inside
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,7 +146,8 @@ class Recorder:
             self._tell_keepers(site)
         if site.calls > 1:
             return site, None
-        _log(site.violation)
+        with Inside("unguarded"):
+            _log(site.violation)
         return site, site.violation
 
     def _find_site(self, call: Call, outcome: Outcome, reason: str | None) -> CallSite:
@@ -169,11 +172,14 @@ class Recorder:
             keeper(None if site is self._beyond else site)
 
     def _tell_subscribers(self, violation: Violation) -> None:
-        for callback in tuple(self._subscribers):
-            try:
-                callback(violation)
-            except Exception:
-                _logger().exception("a subscriber to asyncsafe.violations raised")
+        if not self._subscribers:
+            return
+        with Inside("unguarded"):
+            for callback in tuple(self._subscribers):
+                try:
+                    callback(violation)
+                except Exception:
+                    _logger().exception("a subscriber to asyncsafe.violations raised")
 
 
 class Pending:

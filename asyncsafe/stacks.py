@@ -9,7 +9,9 @@ from collections.abc import Iterator
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
-    from typing import Any
+    from typing import Any, Literal
+
+    Owner = Literal["ours", "library", "user"]
 
 #: The file name of the wrappers that guards.py compiles. Python's own warnings machinery skips
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
@@ -19,7 +21,7 @@ WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep
-_user_files: dict[str, bool] = {}
+_owners: dict[str, Owner] = {}
 
 
 def greenlets() -> ModuleType | None:
@@ -51,19 +53,30 @@ def lineage(greenlet: Any) -> list[Any]:
     return found
 
 
+def whose(filename: str) -> Owner:
+    """Whose code this is: "ours" (asyncsafe's), "library" (installed, or Python's), or the "user"'s."""
+    owner = _owners.get(filename)
+    if owner is None:
+        owner = _owners[filename] = _find_owner(filename)
+    return owner
+
+
 def is_ours(filename: str) -> bool:
     """Whether this is asyncsafe's own code."""
-    return filename == WRAPPER_FILE or filename.startswith(_OURS)
+    return whose(filename) == "ours"
 
 
 def is_user(filename: str) -> bool:
     """Whether this is the user's code: not ours, the standard library's or an installed package's."""
-    known = _user_files.get(filename)
-    if known is None:
-        known = _user_files[filename] = not (
-            is_ours(filename)
-            or filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
-            or f"{os.sep}site-packages{os.sep}" in filename
-            or f"{os.sep}dist-packages{os.sep}" in filename
-        )
-    return known
+    return whose(filename) == "user"
+
+
+def _find_owner(filename: str) -> Owner:
+    if filename == WRAPPER_FILE or filename.startswith(_OURS):
+        return "ours"
+    library = (
+        filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
+        or f"{os.sep}site-packages{os.sep}" in filename
+        or f"{os.sep}dist-packages{os.sep}" in filename
+    )
+    return "library" if library else "user"

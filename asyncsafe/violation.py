@@ -10,7 +10,8 @@ from itertools import pairwise, takewhile
 from . import loops
 from .callables import ASYNC_CODE
 from .messages import describe
-from .stacks import call_chain, is_ours, is_user
+from .nesting import Inside
+from .stacks import call_chain, is_ours, is_user, whose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,16 +137,31 @@ def _restore(values: dict[str, Any]) -> Violation:
 class Call:
     """A call that would block: the stack that leads to it, read once."""
 
+    __slots__ = (
+        "_caller",
+        "_coroutine",
+        "_frame",
+        "_site",
+        "finalizing",
+        "headline",
+        "hint",
+        "kept",
+        "key",
+        "library",
+        "operation",
+        "running",
+        "statement",
+    )
+
     def __init__(
         self,
         running: loops.Running,
+        frame: FrameType,
         operation: str,
-        *,
         library: str | None = None,
         headline: str | None = None,
         hint: str | None = None,
         statement: Callable[[], object] | None = None,
-        frame: FrameType,
     ) -> None:
         self.running = running
         self.operation = operation
@@ -178,17 +194,18 @@ class Call:
         for frame in frames:
             code = frame.f_code
             if site is None:
-                if caller is None and not is_ours(code.co_filename):
-                    caller = frame
-                if is_user(code.co_filename):
+                owner = whose(code.co_filename)
+                if owner == "user":
                     site = frame
-            if code.co_name == "__del__" or code is _FINALIZE:
-                self.finalizing = self.finalizing or outer_coroutine is None
+                if caller is None and owner != "ours":
+                    caller = frame
             if code.co_flags & ASYNC_CODE:
                 if is_user(code.co_filename):
                     coroutine = frame
                     break
                 outer_coroutine = outer_coroutine or frame
+            elif code.co_name == "__del__" or code is _FINALIZE:
+                self.finalizing = self.finalizing or outer_coroutine is None
         self._caller = caller or self._frame
         self._site = site or self._caller
         self._coroutine = coroutine or outer_coroutine
@@ -235,7 +252,7 @@ class Call:
         return Violation(
             self.operation,
             library=self.library,
-            statement=_statement(self.statement),
+            statement=_read_statement(self.statement),
             headline=self.headline,
             hint=self.hint,
             loop=library,
@@ -263,9 +280,10 @@ def _describe(frame: FrameType) -> Frame:
     )
 
 
-def _statement(read: Callable[[], object] | None) -> str | None:
+def _read_statement(read: Callable[[], object] | None) -> str | None:
     try:
-        statement = read and read()
+        with Inside("unguarded"):
+            statement = read and read()
     except Exception:  # a query object of the user's that can't be read must not hide the violation
         return None
     if isinstance(statement, bytes):

@@ -1,0 +1,60 @@
+"""What is under way on this thread: a guarded call, or something that is nobody's violation."""
+
+from __future__ import annotations
+
+import threading
+
+from .stacks import greenlets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
+
+    Activity = Literal["call", "unguarded"]
+
+
+class Inside:
+    """While a guarded call is made, or what is unguarded is done: by thread and greenlet.
+
+    A guarded call within a guarded call is part of the outer one. Within what is unguarded (our
+    telling, and with it subscribers and log handlers; a call of an exempt object) it is nobody's.
+    Not a context variable: tasks that are started inside would inherit that.
+    """
+
+    __slots__ = ("active", "greenlet", "outer")
+
+    def __init__(self, what: Activity) -> None:
+        self.active: dict[int, Activity] = _activities()
+        self.greenlet: int = _greenlet_id()
+        self.outer: Activity | None = self.active.get(self.greenlet)
+        self.active[self.greenlet] = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.outer is None:
+            del self.active[self.greenlet]
+        else:
+            self.active[self.greenlet] = self.outer
+
+
+def under_way() -> Activity | None:
+    """What this greenlet of this thread is doing, if it is either."""
+    return _activities().get(_greenlet_id())
+
+
+_thread = threading.local()
+
+
+def _activities() -> dict[int, Activity]:
+    try:
+        active: dict[int, Activity] = _thread.active
+    except AttributeError:
+        active = _thread.active = {}
+    return active
+
+
+def _greenlet_id() -> int:
+    greenlet = greenlets()
+    return 0 if greenlet is None else id(greenlet.getcurrent())

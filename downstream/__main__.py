@@ -1,0 +1,35 @@
+"""python -m downstream [--keep DIR] NAME ... | all"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+from .suites import compare, run
+
+RECIPES = ("cpython_sqlite3", "psycopg2")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m downstream", description=__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=[*RECIPES, "all"])
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="write both runs' output there")
+    options = parser.parse_args()
+    names = RECIPES if "all" in options.names else options.names
+    differ = False
+    with tempfile.TemporaryDirectory(prefix="asyncsafe-downstream-") as temporary:
+        for name in names:
+            directory = (options.keep or Path(temporary)).resolve() / name
+            directory.mkdir(parents=True, exist_ok=True)
+            recipe = importlib.import_module(f"downstream.{name}")
+            with recipe.prepared(directory) as suite:
+                bare, guarded = (run(suite, directory, guarded=g) for g in (False, True))
+            differ |= compare(suite, bare, guarded)
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
