@@ -10,7 +10,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_GENERATOR = 0x20  # inspect.CO_GENERATOR
+#: inspect.CO_GENERATOR
+GENERATOR_CODE = 0x20
 _COROUTINE = 0x80 | 0x100  # CO_COROUTINE, CO_ITERABLE_COROUTINE (types.coroutine)
 _ASYNC_GENERATOR = 0x200  # CO_ASYNC_GENERATOR
 
@@ -34,7 +35,7 @@ def is_coroutine_function(target: Any) -> bool:
 
 def makes_generators(target: Any) -> bool:
     """Whether calling this makes a generator, synchronous or not."""
-    return bool(_flags(target) & (_GENERATOR | _ASYNC_GENERATOR))
+    return bool(_flags(target) & (GENERATOR_CODE | _ASYNC_GENERATOR))
 
 
 def is_made_by(decorator: str, target: Any) -> bool:

@@ -36,6 +36,7 @@ class Guard:
         "hint",
         "library",
         "operation",
+        "owner",
         "statement",
         "trusted",
     )
@@ -50,6 +51,7 @@ class Guard:
         does_block: Callable[..., bool] | None = None,
         statement: Callable[..., object] | None = None,
         cleans_up: bool = False,
+        owner: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
     ) -> None:
         #: Its name in messages, without the parentheses.
@@ -66,6 +68,8 @@ class Guard:
         self.statement: Callable[..., object] | None = statement
         #: Whether it ends something (close, rollback, __exit__): never refused on an error's way out.
         self.cleans_up: bool = cleans_up
+        #: Called with the first argument: the connection that it belongs to, which may be exempt.
+        self.owner: Callable[[Any], Any] | None = owner
         #: Packages that call it on the loop and know what they do.
         self.trusted: tuple[str, ...] = trusted
         #: False once uninstalled: a wrapper that somebody kept is a plain call from then on.
@@ -109,7 +113,7 @@ def blocked(
     guard: Guard, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A loop runs on this thread: find out whether this call would block it, and act on it."""
-    if args and scopes.is_exempt(args[0]):
+    if args and scopes.is_exempt(args[0], guard.owner):
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
     pending = admit(guard, args, kwargs)

@@ -26,6 +26,9 @@ def when_imported(name: str, callback: Callback) -> None:
     _watched.setdefault(name, []).append(callback)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+    if name in sys.modules:
+        # Another thread may be in the midst of importing it: this waits until it is done.
+        __import__(name)
     module = sys.modules.get(name)
     spec = getattr(module, "__spec__", None)
     if module is not None and not getattr(spec, "_initializing", False):

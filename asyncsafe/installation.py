@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from threading import RLock
-
 from . import policy
 from .exceptions import AsyncUnsafeWarning, InstallationError
 from .guards import Guard
 from .imports import forget, when_imported
+from .locks import ForkSafeLock
 from .patching import Patch
 from .wrappers import wrap
 
@@ -82,6 +81,7 @@ class Integration:
         is guarded when it is imported; what the installed version lacks is passed over.
     masked: {module: {class: [attribute]}}, set to None while the library is guarded.
     does_block: asked for every operation beside its own `does_block`, with the same arguments.
+    owner: called with what an operation is of: its connection, which may be exempt.
     trusted: packages that use the library on the loop and know what they do.
     distributions: those that may have installed it, for its version.
     """
@@ -93,6 +93,7 @@ class Integration:
         *,
         masked: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         does_block: Callable[..., bool] | None = None,
+        owner: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
         distributions: tuple[str, ...] = (),
     ) -> None:
@@ -102,6 +103,7 @@ class Integration:
             Mapping[str, Mapping[str, Sequence[str]]] | dict[str, Mapping[str, Sequence[str]]]
         ) = masked or {}
         self.does_block = does_block
+        self.owner: Callable[[Any], Any] | None = owner
         self.trusted = trusted
         self.distributions = distributions
         self.installed: bool = False
@@ -131,7 +133,7 @@ class Integration:
             patch.undo()
 
     def _guard_module(self, module: ModuleType) -> None:
-        with _lock:
+        with _guard_lock:
             masked = self.masked.get(module.__name__, {})
             for class_name, operations in self.operations[module.__name__].items():
                 owner = getattr(module, class_name, None) if class_name else module
@@ -165,6 +167,7 @@ class Integration:
             statement=operation.statement,
             does_block=_both(operation.does_block, self.does_block),
             cleans_up=operation.cleans_up,
+            owner=self.owner,
             trusted=self.trusted,
         )
         if operation.setter:
@@ -195,7 +198,10 @@ _guarded: dict[tuple[Any, str], _Guarded] = {}
 _originals: dict[int, _Guarded] = {}
 
 _integrations: dict[str, Integration] = {}
-_lock = RLock()
+_lock = ForkSafeLock()
+# Held without waiting for anything: while a thread that imports a library guards it, another may
+# be waiting, in install(), for that import to end.
+_guard_lock = ForkSafeLock()
 
 
 def install(*libraries: str) -> None:

@@ -7,19 +7,20 @@ a sibling may run one; neither is blocked by what this greenlet does.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
-from threading import RLock
 from types import FunctionType
 from weakref import WeakSet
 
 from .callables import ASYNC_CODE
 from .imports import when_imported
+from .locks import ForkSafeLock
 from .stacks import call_chain, greenlets, lineage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType, ModuleType
+    from types import CodeType, FrameType, ModuleType
     from typing import Any, Literal
 
     Library = Literal["asyncio", "trio", "curio", "twisted"]
@@ -37,7 +38,7 @@ namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing
 
 #: The wrappers, each of which has a namespace of its own.
 _wrappers: WeakSet[FunctionType] = WeakSet()
-_lock = RLock()
+_lock = ForkSafeLock()
 
 #: asyncio's first: it alone shows its loop, and Twisted's reactor and trio's guest mode run on it.
 _checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
@@ -74,8 +75,13 @@ def find_running() -> Running | None:
 
 def enters_loop(frame: FrameType, running: Running) -> bool:
     """Whether this frame runs a loop: what lies further out is not in it."""
+    loop = running[1]
     code = frame.f_code
-    return code.co_name in _RUNNERS or (_is_compiled(running[1]) and _calls_a_runner(frame))
+    if code.co_flags & ASYNC_CODE:
+        return False
+    if code.co_name in _RUNNERS and frame.f_locals.get("self") is loop:
+        return True
+    return _is_compiled(loop) and _calls_a_runner(code, frame.f_lasti)
 
 
 def wake(awake: bool) -> None:
@@ -141,14 +147,14 @@ def _is_compiled(loop: Any) -> bool:
     return run_forever is not None and not isinstance(run_forever, FunctionType)
 
 
-def _calls_a_runner(frame: FrameType) -> bool:
-    """Whether this frame is calling a loop's method that runs it, `x.run_forever()`, right now."""
-    code = frame.f_code
+@functools.lru_cache(maxsize=1024)
+def _calls_a_runner(code: CodeType, last_instruction: int) -> bool:
+    """Whether this code, there, is calling a loop's method that runs it: `x.run_forever()`."""
     if _RUNNERS.isdisjoint(code.co_names):
         return False
     import dis
 
-    line, end_line, column, end_column = tuple(code.co_positions())[frame.f_lasti // 2]
+    line, end_line, column, end_column = tuple(code.co_positions())[last_instruction // 2]
     if column is None:  # python -X no_debug_ranges: the name is all that is known
         return True
     # What is called, `x.run_forever`, starts where the call starts and ends last of all such.
@@ -171,7 +177,7 @@ def _runs_loop(frame: FrameType, loop: Any, compiled: bool) -> bool:
         return True
     if code.co_name in _RUNNERS and frame.f_locals.get("self") is loop:
         return True
-    return compiled and _calls_a_runner(frame)
+    return compiled and _calls_a_runner(code, frame.f_lasti)
 
 
 def _runs_elsewhere(loop: Any) -> bool:

@@ -8,8 +8,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .violation import Frame, Violation
 
-_LOOPS = {"asyncio": "asyncio", "trio": "trio", "curio": "curio", "twisted": "Twisted"}
-
 
 def describe(violation: Violation) -> str:
     """The whole message: headline, statement, where, under what, how to mend it."""
@@ -25,7 +23,7 @@ def headline(violation: Violation) -> str:
     """The operation and the loop, in a line."""
     if violation.headline:
         return violation.headline
-    loop = _LOOPS[violation.loop]
+    loop = "Twisted" if violation.loop == "twisted" else violation.loop
     if violation.loop_type:
         loop = f"{loop}, {violation.loop_type}"
     verb = "was called" if violation.outcome == "raised" else "blocks: it was called"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from .stacks import greenlets
@@ -34,7 +35,7 @@ class Inside:
 
     def __exit__(self, *exc_info: object) -> None:
         if self.outer is None:
-            del self.active[self.greenlet]
+            self.active.pop(self.greenlet, None)  # gone in a child that was forked inside
         else:
             self.active[self.greenlet] = self.outer
 
@@ -45,6 +46,10 @@ def under_way() -> Activity | None:
 
 
 _thread = threading.local()
+
+if hasattr(os, "register_at_fork"):
+    # What the parent was doing, a forked child isn't.
+    os.register_at_fork(after_in_child=lambda: _activities().clear())
 
 
 def _activities() -> dict[int, Activity]:

@@ -49,6 +49,8 @@ class Recorder:
 
     def __init__(self) -> None:
         self._lock = RLock()
+        #: Whether the lock's holder is at work: a finalizer or a signal handler may come back in.
+        self._at_work: bool = False
         self._subscribers: list[Callable[[Violation], object]] = []
         self._keepers: list[Callable[[CallSite | None], object]] = []
         self._sites: dict[tuple[Any, ...], CallSite] = {}
@@ -63,6 +65,7 @@ class Recorder:
     def _renew_lock(self) -> None:
         # Another thread may have held it when the process was forked.
         self._lock = RLock()
+        self._at_work = False
 
     @property
     def dropped(self) -> int:
@@ -112,14 +115,18 @@ class Recorder:
 
     def refuse(self, call: Call) -> Violation:
         """Count a call that is refused."""
-        _, violation = self._count(call, "raised", None)
-        violation = violation or call.violation("raised", None)
-        self._tell_subscribers(violation)
+        counted = self._count(call, "raised", None)
+        violation = (counted and counted[1]) or call.violation("raised", None)
+        if counted:
+            self._tell_subscribers(violation)
         return violation
 
-    def begin(self, call: Call, outcome: Outcome, reason: str | None) -> Pending:
-        """Count a call that is to be made."""
-        site, violation = self._count(call, outcome, reason)
+    def begin(self, call: Call, outcome: Outcome, reason: str | None) -> Pending | None:
+        """Count a call that is to be made. None: it came out of the counting of another."""
+        counted = self._count(call, outcome, reason)
+        if counted is None:
+            return None
+        site, violation = counted
         if violation is None and self._subscribers:
             violation = call.violation(outcome, reason)
         return Pending(site, violation)
@@ -128,23 +135,36 @@ class Recorder:
         """The call that began has returned, after `seconds`."""
         site = pending.site
         with self._lock:
-            site.seconds += seconds
-            site.worst = max(site.worst, seconds)
-            self._tell_keepers(site)
+            if self._at_work:
+                return
+            self._at_work = True
+            try:
+                site.seconds += seconds
+                site.worst = max(site.worst, seconds)
+                self._tell_keepers(site)
+            finally:
+                self._at_work = False
         if pending.violation is not None:
             pending.violation.seconds = seconds
             self._tell_subscribers(pending.violation)
 
     def _count(
         self, call: Call, outcome: Outcome, reason: str | None
-    ) -> tuple[CallSite, Violation | None]:
-        """The call site, and the violation if it is the first one there."""
+    ) -> tuple[CallSite, Violation | None] | None:
+        """The call site, and the violation if it is the first one there. None: as `begin`."""
         with self._lock:
-            site = self._find_site(call, outcome, reason)
-            site.calls += 1
-            site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
-            self._tell_keepers(site)
-        if site.calls > 1:
+            if self._at_work:
+                return None
+            self._at_work = True
+            try:
+                site = self._find_site(call, outcome, reason)
+                site.calls += 1
+                first = site.calls == 1
+                site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
+                self._tell_keepers(site)
+            finally:
+                self._at_work = False
+        if not first:
             return site, None
         with Inside("unguarded"):
             _log(site.violation)

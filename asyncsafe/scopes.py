@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import sys
 from contextvars import ContextVar
-from threading import RLock
 
 from . import loops
 from .callables import is_coroutine_function, is_made_by, makes_generators
+from .locks import ForkSafeLock
 from .stacks import lineage
 
 TYPE_CHECKING = False
@@ -28,15 +28,26 @@ class _Entry:
     the owner that made it, and not after it has ended.
     """
 
-    __slots__ = ("active", "forbids", "greenlet", "outer", "reason", "task", "thread", "token")
+    __slots__ = (
+        "active",
+        "forbids",
+        "greenlet",
+        "outer",
+        "reason",
+        "scope",
+        "task",
+        "thread",
+        "token",
+    )
 
-    def __init__(self, outer: _Entry | None, forbids: bool, reason: str | None) -> None:
+    def __init__(self, scope: _Scope, outer: _Entry | None) -> None:
+        self.scope = scope
         self.thread, greenlet, task = loops.current_owner(loops.find_running())
         self.greenlet = None if greenlet is None else _reference(greenlet)
         self.task = None if task is None else _reference(task)
         self.outer = outer
-        self.forbids = forbids
-        self.reason = reason
+        self.forbids = scope._forbids
+        self.reason = scope._reason
         self.active = True
         self.token: Token[_Entry | None] | None = None
 
@@ -54,7 +65,7 @@ class _Entry:
 
 _innermost: ContextVar[_Entry | None] = ContextVar("asyncsafe.scope", default=None)
 _forbidding = 0
-_lock = RLock()
+_lock = ForkSafeLock()
 
 
 def current_scopes(running: loops.Running | None) -> list[_Entry]:
@@ -78,15 +89,15 @@ class _Scope:
     _reason: str | None = None
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: dict[_Entry, None] = {}
 
     def __enter__(self) -> None:
         outer = _innermost.get()
         while outer is not None and not outer.active:
             outer = outer.outer
-        entry = _Entry(outer, self._forbids, self._reason)
+        entry = _Entry(self, outer)
         entry.token = _innermost.set(entry)
-        self._entries.append(entry)
+        self._entries[entry] = None
         if self._forbids:
             _count_forbidding(1)
 
@@ -109,15 +120,16 @@ class _Scope:
                 _innermost.set(entry.outer)
 
     def _take_entry(self) -> _Entry:
-        owner = loops.current_owner(loops.find_running())
-        for entry in reversed(self._entries):
-            if entry.holds_for(owner):
-                break
-        else:
+        """The innermost entry by whoever leaves; without one, the last that anybody made."""
+        entry = _innermost.get()
+        while entry is not None and not (entry.scope is self and entry.active):
+            entry = entry.outer
+        if entry is None:
             if not self._entries:
                 raise RuntimeError(f"{type(self).__name__}() was left without having been entered")
-            entry = self._entries[-1]
-        self._entries.remove(entry)
+            # Entered in another context than it is left in: an async fixture's, say.
+            entry = next(reversed(self._entries))
+        self._entries.pop(entry, None)
         return entry
 
     async def __aenter__(self) -> None:
@@ -131,9 +143,15 @@ class _Scope:
     ) -> None:
         self.__exit__()
 
+    def _copy(self) -> _Scope:
+        copied = object.__new__(type(self))
+        _Scope.__init__(copied)
+        copied._reason = self._reason
+        return copied
+
     def __call__(self, function: Function) -> Function:
         name = type(self).__name__
-        if not callable(function) or isinstance(function, staticmethod):
+        if not callable(function) or isinstance(function, (staticmethod, type)):
             raise TypeError(f"@{name}() decorates a function, not {type(function).__name__}")
         if makes_generators(function) or is_made_by("contextmanager", function):
             raise TypeError(
@@ -145,14 +163,14 @@ class _Scope:
 
             @functools.wraps(function)
             async def async_wrapper(*args: Any, **kwargs: Any) -> Any:
-                with self:
+                with self._copy():
                     return await function(*args, **kwargs)
 
             return async_wrapper  # type: ignore[return-value]
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self:
+            with self._copy():
                 return function(*args, **kwargs)
 
         return wrapper  # type: ignore[return-value]
@@ -211,10 +229,13 @@ def forbidden(running: loops.Running) -> bool:
 
 
 def exempt(connection: Any) -> None:
-    """Let one object through: a connection, engine, database or cursor that is safe on the loop.
+    """Let one object through: a connection that is safe on the loop, or what a guarded method is of.
 
-    Its cursors are let through with it. It is held by a weak reference; an object that allows
-    none (sqlite3.Connection) is held until nobody else has it.
+    A connection's cursors are let through with it, and so is all that its own calls call. It is
+    held by a weak reference; an object that allows none (sqlite3.Connection) is held until the
+    first exempt() after everybody else has let go of it.
+
+    Raises TypeError for what is no such object.
     """
     if connection is None or isinstance(connection, (str, bytes, int, float, tuple, list, dict)):
         raise TypeError(
@@ -224,11 +245,11 @@ def exempt(connection: Any) -> None:
     _exempt[id(connection)] = _reference(connection)
 
 
-def is_exempt(thing: Any) -> bool:
-    """Whether `exempt()` was called with this object, or with the connection that it belongs to."""
+def is_exempt(thing: Any, owner: Callable[[Any], Any] | None = None) -> bool:
+    """Whether `exempt()` was called with this object, or with its connection, which `owner` finds."""
     if not _exempt:
         return False
-    return _is_listed(thing) or _is_listed(getattr(thing, "connection", None))
+    return _is_listed(thing) or (owner is not None and _is_listed(owner(thing)))
 
 
 class _Held:

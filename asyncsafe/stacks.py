@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Owner = Literal["ours", "library", "user"]
 
-#: The file name of the wrappers that guards.py compiles. Python's own warnings machinery skips
+#: The file name of the wrappers that wrappers.py compiles. Python's own warnings machinery skips
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"

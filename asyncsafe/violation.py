@@ -8,7 +8,7 @@ from collections import namedtuple
 from itertools import pairwise, takewhile
 
 from . import loops
-from .callables import ASYNC_CODE
+from .callables import ASYNC_CODE, GENERATOR_CODE
 from .messages import describe
 from .nesting import Inside
 from .stacks import call_chain, is_ours, is_user, whose
@@ -119,19 +119,9 @@ class Violation:
         where = f"{self.call_site.filename}:{self.call_site.lineno}"
         return f"<Violation {self.operation} at {where}, {self.outcome}>"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, ({name: getattr(self, name) for name in self.__slots__},)
-
     def message(self) -> str:
         """What is told of it: the operation, the statement, the place, the coroutine, a fix."""
         return describe(self)
-
-
-def _restore(values: dict[str, Any]) -> Violation:
-    violation = Violation.__new__(Violation)
-    for name, value in values.items():
-        setattr(violation, name, value)
-    return violation
 
 
 class Call:
@@ -237,12 +227,12 @@ class Call:
         handler = exception.__traceback__.tb_frame
         below_loop = False
         for frame in call_chain(self._frame):
-            asynchronous = frame.f_code.co_flags & ASYNC_CODE
-            if (below_loop and not asynchronous) or loops.enters_loop(frame, self.running):
+            resumable = bool(frame.f_code.co_flags & (ASYNC_CODE | GENERATOR_CODE))
+            if (below_loop and not resumable) or loops.enters_loop(frame, self.running):
                 return None
             if frame is handler:
                 return exception
-            below_loop = below_loop or bool(asynchronous)
+            below_loop = below_loop or bool(frame.f_code.co_flags & ASYNC_CODE)
         return None
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:

@@ -41,6 +41,8 @@ def wrap(
     wrapper: FunctionType = namespace.pop("wrapper")
     loops.keep_bound(wrapper)
     functools.update_wrapper(wrapper, call)
+    if isinstance(call, (MethodDescriptorType, WrapperDescriptorType)):
+        wrapper.__module__ = call.__objclass__.__module__  # C methods have none; pickle asks for it
     wrapper.__async_unsafe__ = guard  # type: ignore[attr-defined]
     return wrapper
 

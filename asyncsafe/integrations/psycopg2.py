@@ -248,5 +248,6 @@ integration: Integration = Integration(
         },
     },
     does_block=_waits_here,
+    owner=lambda thing: getattr(thing, "connection", None),
     distributions=("psycopg2", "psycopg2-binary"),
 )

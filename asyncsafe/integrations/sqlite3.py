@@ -11,11 +11,11 @@ from __future__ import annotations
 import gc
 
 from ..installation import Integration, Operation
-from ..scopes import is_exempt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
+    from typing import Any
 
 
 def _sql(self: object, sql: object, *parameters: object) -> object:
@@ -27,14 +27,17 @@ def _is_open(connection: sqlite3.Connection) -> bool:
     return True
 
 
-def _is_guarded(blob: sqlite3.Blob, *args: object) -> bool:
-    """A blob doesn't tell its connection, which may be exempt; the garbage collector knows it."""
-    return not any(map(is_exempt, gc.get_referents(blob)))
+def _connection(thing: Any) -> Any:
+    """A cursor tells its connection; a blob doesn't, but the garbage collector knows it."""
+    if hasattr(thing, "connection"):
+        return thing.connection
+    kept = gc.get_referents(thing)
+    return next((one for one in kept if hasattr(one, "in_transaction")), None)
 
 
 def _is_open_blob(blob: sqlite3.Blob, *exc_info: object) -> bool:
     blob.tell()  # raises ProgrammingError on a closed blob
-    return _is_guarded(blob)
+    return True
 
 
 def _commits(connection: sqlite3.Connection, value: object) -> bool:
@@ -71,10 +74,10 @@ integration: Integration = Integration(
                 Operation("__next__"),
             ],
             "Blob": [
-                Operation("read", does_block=_is_guarded),
-                Operation("write", does_block=_is_guarded),
-                Operation("__getitem__", does_block=_is_guarded),
-                Operation("__setitem__", does_block=_is_guarded),
+                Operation("read"),
+                Operation("write"),
+                Operation("__getitem__"),
+                Operation("__setitem__"),
                 Operation("__exit__", does_block=_is_open_blob, cleans_up=True),
                 Operation("close", does_block=_is_open_blob, cleans_up=True),
             ],
@@ -82,6 +85,7 @@ integration: Integration = Integration(
     },
     # With a __getitem__ that is written in Python, a type becomes iterable. Blob is not.
     masked={"_sqlite3": {"Blob": ["__iter__"]}},
+    owner=_connection,
     # aiosqlite calls its connection in a thread; what it calls on the loop doesn't block.
     # coverage and IPython keep books of their own in sqlite, wherever they are called.
     trusted=("aiosqlite", "coverage", "IPython"),

@@ -56,9 +56,9 @@ class Recording:
         """Write down a call site's numbers. None: the count of calls beyond the recorder's limit."""
         try:
             self._keep(site)
-        except OSError:
-            # A full disk, a directory that is gone: the program that is watched goes on.
-            self._lines.clear()
+        except (OSError, ValueError):
+            # A full disk, a directory that is gone, a file that the program closed: it goes on.
+            return
 
     def _keep(self, site: CallSite | None) -> None:
         if self._file is None:
@@ -70,8 +70,9 @@ class Recording:
         elif site in self._lines:
             self._write(self._lines[site], _numbers(site))
         else:
+            line = _numbers(site) + _description(site)[1:] + b"\n"
             self._lines[site] = self._end
-            self._append(_numbers(site) + _description(site)[1:] + b"\n")
+            self._append(line)
 
     def _header(self) -> bytes:
         process = {"pid": os.getpid(), "argv": sys.argv, "python": sys.version.split()[0]}
