@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import functools
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -22,11 +24,15 @@ from .running import NotATarget, Target, find_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any
 
 #: With --fail: the exit status of a target that ended well, but not without violations.
 VIOLATIONS = 3
+
+#: Those by which a program is asked to end, where it has no handler of its own.
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _BOOTSTRAP = str(Path(__file__).parent / "bootstrap")
 
@@ -44,9 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not target:
         parser.error("run: name a script, -m and a module, or an installed command")
     try:
-        return _run(options, target)
+        run = _prepare(options, target)
     except (AsyncsafeError, NotATarget, OSError) as error:
         parser.exit(2, f"asyncsafe: error: {error}\n")
+    return run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,22 +99,17 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 # run --------------------------------------------------------------------------------------------
 
 
-def _run(options: argparse.Namespace, arguments: list[str]) -> int:
+def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], int]:
+    """Everything up to the target's own first line. What goes wrong until then is ours to tell."""
     target = find_target(arguments)
     if options.report and not Path(options.report).resolve().parent.is_dir():
         raise NotADirectoryError(f"--report {options.report}: there is no such directory")
     mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
-    if DIRECTORY_VARIABLE in os.environ:
-        # Below another `asyncsafe run`, which merges what is recorded here: `flask run --reload`
-        # starts its own command line again.
-        target.run()
-        return 0
     session = _Session(target, mode, options)
     session.begin()
-    session.run()
-    return session.exit_status()
+    return session.run
 
 
 class _Session:
@@ -121,28 +123,37 @@ class _Session:
         self._report_path = options.report and Path(options.report).resolve()
         self._status: int | None = 0
         self._pid = os.getpid()
-        self._directory = tempfile.mkdtemp(prefix="asyncsafe-")
+        # Below another `asyncsafe run`, which merges what is recorded here: `flask run --reload`
+        # starts its own command line again.
+        self._outer = _outer_directory()
+        self._directory = tempfile.mkdtemp(prefix="asyncsafe-", dir=self._outer)
+        self._tells = self._outer is None or self._fail or bool(self._report_path)
         self._ended = False
 
     def begin(self) -> None:
         os.environ[DIRECTORY_VARIABLE] = self._directory
-        paths = [_BOOTSTRAP, *filter(None, [os.environ.get("PYTHONPATH")])]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if _BOOTSTRAP not in paths:
+            os.environ["PYTHONPATH"] = os.pathsep.join([_BOOTSTRAP, *filter(None, paths)])
         follow()
+        try:
+            self._target.load()
+        except (NotATarget, OSError):
+            self._remove()
+            raise
         # The first to be registered is the last to be called: the target's own come before it.
         atexit.register(self._at_exit)
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            # Nothing of Python's runs when the default action ends the process (`kill`, and
-            # uvicorn, which sends itself the signal again after its graceful end).
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+        for number in _ENDING_SIGNALS:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                # Nothing of Python's runs when the default action ends the process (`kill`, and
+                # uvicorn, which sends itself the signal again after its graceful end).
+                signal.signal(number, self._on_signal)
+                os.register_at_fork(after_in_child=functools.partial(self._leave_signal, number))
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Run the target. Returns what to exit with, as far as it is known when it has returned."""
         try:
             self._target.run()
-        except NotATarget:
-            self._ended = True
-            shutil.rmtree(self._directory, ignore_errors=True)
-            raise
         except SystemExit as error:
             self._status = _status(error.code)
             if self._status:
@@ -153,9 +164,6 @@ class _Session:
         except BaseException:
             self._status = 1
             raise
-
-    def exit_status(self) -> int:
-        """What the process should exit with, as far as it is known when the target has returned."""
         return VIOLATIONS if self._fail and _violations(self._read()) else 0
 
     def _at_exit(self) -> None:
@@ -165,15 +173,21 @@ class _Session:
             # settled its exit status by now.
             if "logging" in sys.modules:
                 sys.modules["logging"].shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(AttributeError, OSError, ValueError):  # closed, or None
+                    stream.flush()
             os._exit(VIOLATIONS)
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._status = None
         self._end()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+    def _leave_signal(self, number: int) -> None:
+        """In a forked child, there is nothing to tell at the end."""
+        if signal.getsignal(number) == self._on_signal:
+            signal.signal(number, signal.SIG_DFL)
 
     def _end(self) -> dict[str, Any] | None:
         """Tell the report, once, in the process that began it."""
@@ -181,16 +195,27 @@ class _Session:
             return None
         self._ended = True
         report = self._read()
-        if sys.stderr is not None:
-            sys.stderr.write("\n" + text.render(report))
-            sys.stderr.flush()
-        if self._report_path:
-            try:
+        try:
+            if self._report_path:
                 self._report_path.write_text(json.render(report), encoding="utf-8")
-            except OSError as error:
-                print(f"asyncsafe: the report was not written: {error}", file=sys.stderr)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        except OSError as error:
+            self._tell(f"asyncsafe: the report was not written: {error}\n")
+        if self._tells:
+            self._tell("\n" + text.render(report))
+        self._remove()
         return report
+
+    def _tell(self, what: str) -> None:
+        with suppress(AttributeError, OSError, ValueError):  # standard error is closed, or None
+            sys.stderr.write(what)
+            sys.stderr.flush()
+
+    def _remove(self) -> None:
+        """Leave what was recorded to the outer run, if there is one."""
+        if self._outer is not None:
+            for path in Path(self._directory).iterdir():
+                shutil.move(path, self._outer)
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
         return {
@@ -199,6 +224,11 @@ class _Session:
             "exit_status": self._status,
             **read_recordings(self._directory),
         }
+
+
+def _outer_directory() -> str | None:
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    return directory if directory and os.path.isdir(directory) else None
 
 
 def _violations(report: dict[str, Any]) -> bool:

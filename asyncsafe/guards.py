@@ -202,10 +202,10 @@ def _why_never_refused(
     return None
 
 
-def _warn(call: Call) -> Pending:
+def _warn(call: Call) -> Pending | None:
     pending = violations.begin(call, "warned", None)
-    site = pending.site
-    if not site.warned:
+    if pending is not None and not pending.site.warned:
+        site = pending.site
         import warnings
 
         from .messages import describe

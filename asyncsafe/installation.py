@@ -99,9 +99,7 @@ class Integration:
     ) -> None:
         self.name = name
         self.operations = operations
-        self.masked: (
-            Mapping[str, Mapping[str, Sequence[str]]] | dict[str, Mapping[str, Sequence[str]]]
-        ) = masked or {}
+        self.masked: Mapping[str, Mapping[str, Sequence[str]]] = masked or {}
         self.does_block = does_block
         self.owner: Callable[[Any], Any] | None = owner
         self.trusted = trusted

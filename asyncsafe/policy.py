@@ -97,17 +97,21 @@ def _find_mode() -> tuple[Mode, str]:
 
 def read_settings() -> tuple[dict[str, Any], str | None]:
     """`[tool.asyncsafe]` of the nearest pyproject.toml, from the working directory upwards."""
-    directory = os.getcwd()
+    try:
+        directory = os.getcwd()
+    except OSError:  # it is gone, and no file with it
+        return {}, None
     while not os.path.isfile(path := os.path.join(directory, "pyproject.toml")):
         if directory == (directory := os.path.dirname(directory)):
             return {}, None
     import tomllib
 
-    with open(path, "rb") as file:
-        try:
-            settings = tomllib.load(file).get("tool", {}).get("asyncsafe", {})
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+    try:
+        with open(path, "rb") as file:
+            tool = tomllib.load(file).get("tool", {})
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read as TOML: {error}") from error
+    settings = tool.get("asyncsafe", {}) if isinstance(tool, dict) else None
     if not isinstance(settings, dict):
         raise ConfigurationError(f"tool.asyncsafe in {path} must be a table: [tool.asyncsafe]")
     if unknown := sorted(settings.keys() - {"mode"}):

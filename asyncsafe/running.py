@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.machinery
 import importlib.util
 import os
@@ -9,6 +10,8 @@ import shutil
 import sys
 import sysconfig
 from types import CodeType, ModuleType
+
+from .stacks import is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,22 +24,26 @@ class NotATarget(Exception):  # noqa: N818  (it names what the argument is)
 
 
 class Target:
-    """A program and its arguments. Its code is read when it runs."""
+    """A program and its arguments. `load()` it, then `run()` it."""
 
     def __init__(self, name: str, arguments: list[str]) -> None:
         self.name = name
         self.arguments = arguments
 
+    def load(self) -> None:
+        """Find and compile it. Raises NotATarget where that can't be."""
+        self._set_path()
+        self._main = ModuleType("__main__")
+        _hide_our_frames()
+        self._code = self._load(self._main)
+
     def run(self) -> None:
         """Run it to its end. What it raises (SystemExit among it) comes out, without our frames."""
-        self._set_path()
-        main = ModuleType("__main__")
-        code = self._load(main)
-        main.__dict__.setdefault("__builtins__", __builtins__)
+        main = self._main
+        main.__dict__["__builtins__"] = builtins
         sys.argv = [self._argv0(main), *self.arguments]
         sys.modules["__main__"] = main
-        _hide_our_frames(code)
-        exec(code, main.__dict__)  # noqa: S102
+        exec(self._code, main.__dict__)  # noqa: S102
 
     def _set_path(self) -> None:
         """Put first on sys.path what Python puts there."""
@@ -65,7 +72,8 @@ class _Script(Target):
         main.__dict__["__cached__"] = None
         with open(path, "rb") as file:
             source = file.read()
-        if b"\0" in source:
+        first_line = source.partition(b"\n")[0]
+        if b"\0" in source or (first_line.startswith(b"#!") and b"python" not in first_line):
             raise NotATarget(f"{self.name} ({path}) is not a Python program")
         # For multiprocessing, tracebacks and inspect, as for `python FILE`.
         main.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
@@ -96,10 +104,14 @@ class _Module(Target):
 
     def _find(self) -> ModuleSpec:
         name = self.name
+        if name.startswith("."):
+            raise NotATarget(f"{name} is not a module to run: name it from its root")
         for _ in range(2):
             try:
                 spec = importlib.util.find_spec(name)
             except ModuleNotFoundError as error:
+                if not name.startswith(str(error.name)):
+                    raise  # an import of the program's own has failed
                 raise NotATarget(f"there is no module {name}: {error}") from error
             if spec is None:
                 raise NotATarget(f"there is no module {name}")
@@ -159,18 +171,23 @@ def _find_command(name: str) -> str | None:
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
 
 
-def _hide_our_frames(code: CodeType) -> None:
-    """Have an uncaught exception's traceback begin in the target's own code."""
+def _hide_our_frames() -> None:
+    """Have an uncaught exception's traceback begin in the target's own code, if it came that far."""
     hook = sys.excepthook
 
     def excepthook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        entry = traceback
-        while entry is not None and entry.tb_frame.f_code is not code:
-            entry = entry.tb_next
-        if entry is not None:
-            error.__traceback__ = entry  # what is printed, whatever the hook is given
-        hook(kind, error, entry or traceback)
+        entry = _skip(traceback, ours=False)
+        entry = _skip(entry, ours=True) if entry is not None else traceback
+        error.__traceback__ = entry  # what is printed, whatever the hook is given
+        hook(kind, error, entry)
 
     sys.excepthook = excepthook
+
+
+def _skip(entry: TracebackType | None, *, ours: bool) -> TracebackType | None:
+    """The first entry from here on that is (or isn't) asyncsafe's own."""
+    while entry is not None and is_ours(entry.tb_frame.f_code.co_filename) is ours:
+        entry = entry.tb_next
+    return entry

@@ -178,6 +178,7 @@ json.dump(
         "package": __package__,
         "spec": getattr(__spec__, "name", None),
         "main": __main__.__dict__ is globals(),
+        "builtins": __builtins__ is sys.modules["builtins"],
         "doc": __doc__,
         "stdin": sys.stdin.read(),
         "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
@@ -250,6 +251,30 @@ def test_an_uncaught_exception_is_told_without_our_frames(project: Path) -> None
     done = asyncsafe_run(project, str(project / "script.py"))
 
     assert done.stderr.startswith(bare.stderr)
+
+
+@pytest.mark.parametrize("code", ["open('/no/such/file')", "def broken(", "import no_such_module"])
+def test_the_targets_own_errors_are_its_own(project: Path, code: str) -> None:
+    (project / "script.py").write_text(code + "\n")
+
+    bare = subprocess.run(
+        [sys.executable, str(project / "script.py")], capture_output=True, text=True, check=False
+    )
+    done = asyncsafe_run(project, str(project / "script.py"))
+
+    assert done.returncode == bare.returncode == 1
+    assert done.stderr.startswith(bare.stderr)
+
+
+def test_the_report_is_written_where_standard_error_is_closed(project: Path) -> None:
+    (project / "script.py").write_text(
+        "from blocking import *\nasyncio.run(main())\nsys.stderr.close()\n"
+    )
+
+    report = report_of(project, "script.py", "\udcff")
+
+    assert calls(report)["sqlite3.connect"] == 1
+    assert report["command"] == ["script.py", "\udcff"]
 
 
 def test_fail_is_silent_about_a_clean_target(project: Path) -> None:
@@ -358,6 +383,25 @@ def test_a_run_below_a_run_reports_into_the_outer_one(project: Path) -> None:
     assert "7 synchronous calls" in done.stderr
 
 
+def test_a_run_below_a_run_keeps_its_own_options(project: Path) -> None:
+    (project / "outer.py").write_text(
+        "import subprocess, sys\n"
+        "inner = [sys.executable, '-m', 'asyncsafe', 'run', '--fail', 'script.py']\n"
+        "print(subprocess.run(inner).returncode)\n"
+    )
+
+    done = asyncsafe_run(project, "--report", "report.json", "outer.py")
+
+    assert done.stdout == "3\n"
+    assert calls(read_report(project))["sqlite3.Connection.execute"] == 3
+
+
+def test_a_recording_that_is_gone_is_no_outer_run(project: Path) -> None:
+    env = {"ASYNCSAFE_RECORDING": "/no/such/directory"}
+
+    assert asyncsafe_run(project, "--fail", "script.py", env=env).returncode == 3
+
+
 # Servers ----------------------------------------------------------------------------------------
 
 
@@ -460,12 +504,15 @@ def test_a_server_is_reported_when_it_is_stopped(project: Path, server: str) -> 
         (["--report", "no/where.json", "script.py"], "there is no such directory"),
         (["empty"], "there is no __main__.py in empty"),
         (["true"], "is not a Python program"),
+        (["shell.sh"], "is not a Python program"),
+        (["-m", ".relative"], "is not a module to run"),
     ],
 )
 def test_what_cannot_be_run_is_told_and_exits_with_2(
     project: Path, arguments: list[str], told: str
 ) -> None:
     (project / "empty").mkdir()
+    (project / "shell.sh").write_text("#!/bin/sh\necho no\n")
 
     done = asyncsafe_run(project, *arguments)
 

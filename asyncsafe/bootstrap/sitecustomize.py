@@ -23,9 +23,12 @@ def let_the_own_one_run():  # type: () -> None
 def follow():  # type: () -> None
     try:
         from asyncsafe.following import follow
+
+        follow()
+    except ImportError:
+        return  # a Python without asyncsafe
     except Exception:
-        return
-    follow()
+        sys.stderr.write(f"asyncsafe: this process is not guarded: {sys.exc_info()[1]}\n")
 
 
 try:

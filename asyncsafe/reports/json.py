@@ -17,4 +17,4 @@ def render(report: dict[str, Any]) -> str:
     from .. import __version__
 
     document = {"format": FORMAT, "asyncsafe": __version__, **report}
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(document, indent=2) + "\n"

@@ -41,6 +41,7 @@ class Recording:
             os.register_at_fork(after_in_child=self._start_anew)
 
     def _open(self) -> None:
+        self._path: str | None = None
         self._file: FileIO | None = None
         self._lines: dict[CallSite, int] = {}
         self._end = 0
@@ -62,8 +63,9 @@ class Recording:
 
     def _keep(self, site: CallSite | None) -> None:
         if self._file is None:
-            path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(4).hex()}{_ENDING}")
-            self._file = open(path, "xb", buffering=0)  # noqa: SIM115  (open as long as the process)
+            name = f"{os.getpid()}-{os.urandom(4).hex()}{_ENDING}"
+            self._path = os.path.join(self._directory, name)
+            self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (open to the end)
             self._append(self._header())
         if site is None:
             self._write(0, self._header())
@@ -73,6 +75,14 @@ class Recording:
             line = _numbers(site) + _description(site)[1:] + b"\n"
             self._lines[site] = self._end
             self._append(line)
+
+    def move_to(self, directory: str) -> None:
+        """Go on in another directory, with what was recorded until now."""
+        self._directory = directory
+        if self._path is not None:
+            moved = os.path.join(directory, os.path.basename(self._path))
+            os.replace(self._path, moved)
+            self._path = moved
 
     def _header(self) -> bytes:
         process = {"pid": os.getpid(), "argv": sys.argv, "python": sys.version.split()[0]}
@@ -89,9 +99,17 @@ class Recording:
         self._file.write(text)
 
 
+_recording: Recording | None = None
+
+
 def record_into(directory: str) -> None:
     """From now on, keep this process's violations in a file in `directory`."""
-    violations.keep(Recording(directory).keep)
+    global _recording
+    if _recording is None:
+        _recording = Recording(directory)
+        violations.keep(_recording.keep)
+    else:
+        _recording.move_to(directory)
 
 
 def _numbers(site: CallSite) -> bytes:
