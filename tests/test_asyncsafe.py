@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,7 @@ def test_the_refusal_is_pickled() -> None:
     """As by multiprocessing and pytest-xdist, which hand errors from process to process."""
     with pytest.raises(asyncsafe.SynchronousOnlyOperation) as caught:
         on_loop(save)
-    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         same = pickle.loads(pickle.dumps(caught.value, protocol))
         assert type(same) is asyncsafe.SynchronousOnlyOperation
         assert str(same) == str(caught.value)
@@ -143,3 +144,62 @@ def test_errors_can_be_caught_by_kind() -> None:
     assert issubclass(asyncsafe.AsyncUnsafeWarning, RuntimeWarning)
     # It is about the program, not about asyncsafe.
     assert not issubclass(asyncsafe.SynchronousOnlyOperation, asyncsafe.AsyncsafeError)
+
+
+#: The package from top to bottom: an import only ever points to what stands higher.
+LAYERS = [
+    "__init__",
+    "exceptions",
+    "locks",
+    "callables",
+    "stacks",
+    "imports",
+    "loops",
+    "scopes",
+    "policy",
+    "nesting",
+    "messages",
+    "violation",
+    "recorder",
+    "guards",
+    "wrappers",
+    "decorators",
+    "patching",
+    "installation",
+    "integrations",
+    "connections",
+    "reports",
+    "following",
+    "running",
+    "cli",
+    "__main__",
+    "bootstrap",
+]
+
+
+def runtime_imports(source: str) -> Iterator[ast.ImportFrom]:
+    """The relative imports that are executed: not those for type checkers."""
+    nodes: list[ast.AST] = [ast.parse(source)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and getattr(node.test, "id", None) == "TYPE_CHECKING":
+            nodes += node.orelse
+            continue
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield node
+        nodes += ast.iter_child_nodes(node)
+
+
+def test_imports_point_up() -> None:
+    package = Path(asyncsafe.__file__).parent
+    for path in package.rglob("*.py"):
+        *folders, name = path.relative_to(package).with_suffix("").parts
+        room = folders[0] if folders else name
+        for node in runtime_imports(path.read_text()):
+            if folders and node.level == 1:  # within the folder
+                continue
+            modules = [node.module] if node.module else [alias.name for alias in node.names]
+            for module in modules:
+                other = module.partition(".")[0]
+                if other in LAYERS:
+                    assert LAYERS.index(other) < LAYERS.index(room), f"{path} imports {module}"
