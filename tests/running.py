@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+import asyncsafe
+
 
 def on_loop(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a synchronous function from a coroutine."""
@@ -18,6 +22,22 @@ def on_loop(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
 
     return asyncio.run(main())
+
+
+def in_thread(call: Callable[..., Any], *args: Any) -> Any:
+    """Call a synchronous function in a thread for which a coroutine waits."""
+
+    async def main() -> Any:
+        return await asyncio.to_thread(call, *args)
+
+    return asyncio.run(main())
+
+
+def refused(call: Callable[..., Any]) -> asyncsafe.Violation:
+    """Call it from a coroutine, where it must be refused. Returns what is told of it."""
+    with pytest.raises(asyncsafe.SynchronousOnlyOperation) as caught:
+        on_loop(call)
+    return caught.value.violation
 
 
 def python(code: str, cwd: Path, *options: str, **environment: str) -> Any:

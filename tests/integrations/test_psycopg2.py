@@ -30,34 +30,14 @@ from psycopg2 import connect as connect_by_name
 import asyncsafe
 from asyncsafe.installation import integration
 
+from ..running import in_thread, on_loop, refused
+
 Refused = asyncsafe.SynchronousOnlyOperation
 
 ROWS = [(1, "one"), (2, "two"), (3, "three")]
 SELECT = "select id, body from letters order by id"
 INSERT = "insert into letters values (%s, %s)"
 NAME = "asyncsafe-test"
-
-
-def on_loop(call: Callable[[], Any]) -> Any:
-    """What `call()` returns in a coroutine."""
-
-    async def coroutine() -> Any:
-        return call()
-
-    return asyncio.run(coroutine())
-
-
-def in_thread(call: Callable[[], Any]) -> Any:
-    async def coroutine() -> Any:
-        return await asyncio.to_thread(call)
-
-    return asyncio.run(coroutine())
-
-
-def refused(call: Callable[[], Any]) -> asyncsafe.Violation:
-    with pytest.raises(Refused) as caught:
-        on_loop(call)
-    return caught.value.violation
 
 
 class Server:

@@ -24,6 +24,8 @@ import asyncsafe
 from asyncsafe import scopes
 from asyncsafe.installation import integration
 
+from ..running import in_thread, on_loop, refused
+
 Refused = asyncsafe.SynchronousOnlyOperation
 
 NEW_IN_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Python 3.12")
@@ -31,28 +33,6 @@ NEW_IN_312 = pytest.mark.skipif(sys.version_info < (3, 12), reason="new in Pytho
 ROWS = [(1, b"one"), (2, b"two"), (3, b"three")]
 SELECT = "select id, body from letters order by id"
 INSERT = "insert into letters values (?, ?)"
-
-
-def on_loop(call: Callable[[], Any]) -> Any:
-    """What `call()` returns in a coroutine."""
-
-    async def coroutine() -> Any:
-        return call()
-
-    return asyncio.run(coroutine())
-
-
-def in_thread(call: Callable[[], Any]) -> Any:
-    async def coroutine() -> Any:
-        return await asyncio.to_thread(call)
-
-    return asyncio.run(coroutine())
-
-
-def refused(call: Callable[[], Any]) -> asyncsafe.Violation:
-    with pytest.raises(Refused) as caught:
-        on_loop(call)
-    return caught.value.violation
 
 
 def state(connection: sqlite3.Connection) -> Any:
