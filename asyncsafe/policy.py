@@ -109,8 +109,10 @@ def read_settings() -> tuple[dict[str, Any], str | None]:
     try:
         with open(path, "rb") as file:
             tool = tomllib.load(file).get("tool", {})
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} can't be read as TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be read: {error}") from error
     settings = tool.get("asyncsafe", {}) if isinstance(tool, dict) else None
     if not isinstance(settings, dict):
         raise ConfigurationError(f"tool.asyncsafe in {path} must be a table: [tool.asyncsafe]")

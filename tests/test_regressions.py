@@ -230,7 +230,7 @@ def test_a_finalizer_inside_the_recorder_leaves_the_recording_whole(tmp_path: Pa
     ("content", "told"),
     [
         (b'tool = "x"', "must be a table"),
-        (b"[tool.asyncsafe]\nmode = '\xff'", "can't be read as TOML"),
+        (b"[tool.asyncsafe]\nmode = '\xff'", "is not valid TOML"),
     ],
 )
 def test_a_broken_pyproject_toml_is_a_configuration_error(
