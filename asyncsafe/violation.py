@@ -153,12 +153,12 @@ class Call:
         hint: str | None = None,
         statement: Callable[[], object] | None = None,
     ) -> None:
-        self.running = running
-        self.operation = operation
-        self.library = library
-        self.headline = headline
-        self.hint = hint
-        self.statement = statement
+        self.running: loops.Running = running
+        self.operation: str = operation
+        self.library: str | None = library
+        self.headline: str | None = headline
+        self.hint: str | None = hint
+        self.statement: Callable[[], object] | None = statement
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
         self._frame = frame
