@@ -148,7 +148,9 @@ class _Session:
                 # Nothing of Python's runs when the default action ends the process (`kill`, and
                 # uvicorn, which sends itself the signal again after its graceful end).
                 signal.signal(number, self._on_signal)
-                os.register_at_fork(after_in_child=functools.partial(self._leave_signal, number))
+                if hasattr(os, "register_at_fork"):
+                    leave = functools.partial(self._leave_signal, number)
+                    os.register_at_fork(after_in_child=leave)
 
     def run(self) -> int:
         """Run the target. Returns what to exit with, as far as it is known when it has returned."""
@@ -211,11 +213,9 @@ class _Session:
             sys.stderr.flush()
 
     def _remove(self) -> None:
-        """Leave what was recorded to the outer run, if there is one."""
-        if self._outer is not None:
-            for path in Path(self._directory).iterdir():
-                shutil.move(path, self._outer)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        """Below another run, what was recorded is left to it: it looks into our folder too."""
+        if self._outer is None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
         return {

@@ -205,15 +205,13 @@ def _why_never_refused(
 def _warn(call: Call) -> Pending | None:
     pending = violations.begin(call, "warned", None)
     if pending is not None and not pending.site.warned:
-        site = pending.site
         import warnings
 
-        from .messages import describe
-
-        where = site.violation.call_site
+        violation = pending.site.violation
+        where = violation.call_site
         with Inside("unguarded"):
             warnings.warn_explicit(
-                describe(site.violation), AsyncUnsafeWarning, where.filename, where.lineno
+                violation.message(), AsyncUnsafeWarning, where.filename, where.lineno
             )
-        site.warned = True
+        pending.site.warned = True
     return pending

@@ -8,9 +8,9 @@ they are patched.
 from __future__ import annotations
 
 import sys
-from threading import RLock
 
 from .exceptions import InstallationError
+from .locks import ForkSafeLock
 from .stacks import WRAPPER_FILE, is_ours
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ _MISSING: Any = object()
 #: Type slots that share an attribute with another: set again over ours, Python would fill both.
 _SHARE_A_SLOT = frozenset({"__getitem__", "__setitem__", "__delitem__"})
 
-_lock = RLock()
+_lock = ForkSafeLock()
 _patched: dict[Any, int] = {}
 
 

@@ -150,13 +150,13 @@ def _place(frame: Frame) -> dict[str, Any]:
 def read_recordings(directory: str) -> dict[str, Any]:
     """What all processes recorded: {"processes": [...], "dropped": n, "sites": [...]}, worst first.
 
-    Calls at one place, of one operation, under one coroutine are one site, whichever process made
-    them.
+    Folders below it count too: they are those of runs within the run. Calls at one place, of one
+    operation, under one coroutine are one site, whichever process made them.
     """
     processes = []
     dropped = 0
     sites: dict[str, dict[str, Any]] = {}
-    for path in sorted(Path(directory).glob(f"*{_ENDING}")):
+    for path in sorted(Path(directory).rglob(f"*{_ENDING}")):
         with path.open("rb") as file:
             lines = file.read().split(b"\n")
         # What follows the last line break was cut off with its process.
