@@ -8,12 +8,17 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from . import asgi as asgi
+    from .connections import Alias as Alias
+    from .connections import ConnectionHandler as ConnectionHandler
     from .connections import Local as Local
+    from .connections import ManagedConnection as ManagedConnection
     from .connections import database_sync_to_async as database_sync_to_async
     from .decorators import async_unsafe as async_unsafe
     from .exceptions import AsyncsafeError as AsyncsafeError
     from .exceptions import AsyncUnsafeWarning as AsyncUnsafeWarning
     from .exceptions import ConfigurationError as ConfigurationError
+    from .exceptions import ConnectionSharingError as ConnectionSharingError
     from .exceptions import InstallationError as InstallationError
     from .exceptions import SynchronousOnlyOperation as SynchronousOnlyOperation
     from .guards import check as check
@@ -26,22 +31,28 @@ if TYPE_CHECKING:
     from .scopes import allow as allow
     from .scopes import exempt as exempt
     from .scopes import forbid as forbid
+    from .thread_locals import use_local as use_local
     from .violation import Frame as Frame
     from .violation import Violation as Violation
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alias": "connections",
     "AsyncUnsafeWarning": "exceptions",
     "AsyncsafeError": "exceptions",
     "CallSite": "recorder",
     "ConfigurationError": "exceptions",
+    "ConnectionHandler": "connections",
+    "ConnectionSharingError": "exceptions",
     "Frame": "violation",
     "InstallationError": "exceptions",
     "Local": "connections",
+    "ManagedConnection": "connections",
     "SynchronousOnlyOperation": "exceptions",
     "Violation": "violation",
     "allow": "scopes",
+    "asgi": "asgi",
     "async_unsafe": "decorators",
     "check": "guards",
     "configure": "policy",
@@ -51,20 +62,26 @@ _HOMES = {
     "install": "installation",
     "running_loop": "loops",
     "uninstall": "installation",
+    "use_local": "thread_locals",
     "violations": "recorder",
 }
 
 __all__ = [
+    "Alias",
     "AsyncUnsafeWarning",
     "AsyncsafeError",
     "CallSite",
     "ConfigurationError",
+    "ConnectionHandler",
+    "ConnectionSharingError",
     "Frame",
     "InstallationError",
     "Local",
+    "ManagedConnection",
     "SynchronousOnlyOperation",
     "Violation",
     "allow",
+    "asgi",
     "async_unsafe",
     "check",
     "configure",
@@ -74,6 +91,7 @@ __all__ = [
     "install",
     "running_loop",
     "uninstall",
+    "use_local",
     "violations",
 ]
 
@@ -84,7 +102,8 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = __import__(f"{__name__}.{home}", fromlist=[name])
-        value = globals()[name] = getattr(module, name)
+        # asyncsafe.asgi is a module itself.
+        value = globals()[name] = module if name == home else getattr(module, name)
         return value
 
 

@@ -35,5 +35,20 @@ class SynchronousOnlyOperation(Exception):  # noqa: N818  (Django's name for it)
         return self.violation.message()
 
 
+class ConnectionSharingError(RuntimeError):
+    """A connection was used by another task or thread than the one that it belongs to.
+
+    Django's ``validate_thread_sharing``, extended to tasks. ``violation`` is what is known about
+    the call where a guard refused it, and None where a ConnectionHandler did.
+    """
+
+    def __init__(self, message: str | Violation) -> None:
+        super().__init__(message)
+        self.violation = None if isinstance(message, str) else message
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.violation is None else self.violation.message()
+
+
 class AsyncUnsafeWarning(RuntimeWarning):
     """A synchronous operation was called from a running event loop, and made (mode ``warn``)."""

@@ -9,18 +9,18 @@ from collections.abc import Callable
 from time import perf_counter
 from types import FunctionType
 
-from . import loops, policy, scopes
-from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
+from . import loops, owners, policy, scopes, sharing
+from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, SynchronousOnlyOperation
 from .nesting import Inside, under_way
 from .recorder import Pending, violations
 from .stacks import WRAPPER_FILE
-from .violation import Call
+from .violation import Call, call_site
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from .violation import Outcome
+    from .violation import Frame, Outcome
 
     Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
 
@@ -30,13 +30,13 @@ class Guard:
 
     __slots__ = (
         "cleans_up",
+        "connection",
         "does_block",
         "enabled",
         "headline",
         "hint",
         "library",
         "operation",
-        "owner",
         "statement",
         "trusted",
     )
@@ -51,7 +51,7 @@ class Guard:
         does_block: Callable[..., bool] | None = None,
         statement: Callable[..., object] | None = None,
         cleans_up: bool = False,
-        owner: Callable[[Any], Any] | None = None,
+        connection: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
     ) -> None:
         #: Its name in messages, without the parentheses.
@@ -68,8 +68,8 @@ class Guard:
         self.statement: Callable[..., object] | None = statement
         #: Whether it ends something (close, rollback, __exit__): never refused on an error's way out.
         self.cleans_up: bool = cleans_up
-        #: Called with the first argument: the connection that it belongs to, which may be exempt.
-        self.owner: Callable[[Any], Any] | None = owner
+        #: Called with the first argument: the connection that it is, or belongs to.
+        self.connection: Callable[[Any], Any] | None = connection
         #: Packages that call it on the loop and know what they do.
         self.trusted: tuple[str, ...] = trusted
         #: False once uninstalled: a wrapper that somebody kept is a plain call from then on.
@@ -112,12 +112,43 @@ _forward = FunctionType(_forward.__code__, {**loops.namespace, "__builtins__": b
 def blocked(
     guard: Guard, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A loop runs on this thread: find out whether this call would block it, and act on it."""
-    if args and scopes.is_exempt(args[0], guard.owner):
+    """A loop runs on this thread: find out whether this call would block it, and act on it.
+
+    Or this thread works for a task, and the call is one on a connection, which another task may
+    be using.
+    """
+    if args and scopes.is_exempt(args[0], guard.connection):
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
+    if guard.connection is not None and args and guard.enabled and under_way() is None:
+        user = owners.at_work()
+        if user is not None and policy.current_mode()[0] != "off":
+            return _call_on_connection(guard, call, args, kwargs, user)
     pending = admit(guard, args, kwargs)
     return _forward(call, args, kwargs) if pending is None else make(pending, call, args, kwargs)
+
+
+@_unseen
+def _call_on_connection(
+    guard: Guard,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    user: owners.Owner,
+) -> Any:
+    """As `blocked`, while keeping book of who began which transaction."""
+    assert guard.connection is not None
+    connection = guard.connection(args[0])
+    begun = sharing.begun_by_another(connection, user)
+    if begun is not None:
+        _tell_sharing(guard, args, kwargs, user, begun)
+    pending = admit(guard, args, kwargs)
+    try:
+        if pending is None:
+            return _forward(call, args, kwargs)
+        return make(pending, call, args, kwargs)
+    finally:
+        sharing.used(connection, user, functools.partial(_call_site, pending))
 
 
 def admit(
@@ -137,15 +168,7 @@ def admit(
     answer = policy.answer(running)
     if answer.mode == "off":
         return None
-    call = Call(
-        running,
-        sys._getframe(1),
-        guard.operation,
-        guard.library,
-        guard.headline,
-        guard.hint,
-        guard.statement and functools.partial(guard.statement, *args, **kwargs),
-    )
+    call = _describe_call(guard, args, kwargs, running)
     if guard.trusted and call.made_by(guard.trusted):
         return None
     if answer.mode == "raise":
@@ -170,6 +193,57 @@ def make(
             return _forward(call, args, kwargs)
     finally:
         violations.end(pending, perf_counter() - start)
+
+
+def _describe_call(
+    guard: Guard,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    running: loops.Running,
+    begun: sharing.Begun | None = None,
+    user: owners.Owner | None = None,
+) -> Call:
+    return Call(
+        running,
+        sys._getframe(1),
+        guard.operation,
+        guard.library,
+        guard.headline,
+        guard.hint,
+        guard.statement and functools.partial(guard.statement, *args, **kwargs),
+        begun,
+        user,
+    )
+
+
+def _tell_sharing(
+    guard: Guard,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    user: owners.Owner,
+    begun: sharing.Begun,
+) -> None:
+    """`user` is about to use a connection with a transaction of another's: raise, warn or record.
+
+    allow() and DJANGO_ALLOW_ASYNC_UNSAFE lift the check for blocking, not this one; nor is
+    clean-up let through, which would end the other's transaction.
+    """
+    running = loops.find_running()
+    if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
+        return
+    call = _describe_call(guard, args, kwargs, running or ("asyncio", None), begun, user)
+    mode = policy.mode_for_sharing(running)
+    if mode == "raise" and not call.finalizing:
+        raise ConnectionSharingError(violations.refuse(call))
+    pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
+    if pending is not None:
+        violations.end(pending, 0.0)
+
+
+def _call_site(pending: Pending | None) -> Frame:
+    if pending is not None and pending.site.violation.begun_at is None:
+        return pending.site.violation.call_site
+    return call_site(sys._getframe(1))
 
 
 def _does_block(

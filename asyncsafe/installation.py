@@ -81,7 +81,7 @@ class Integration:
         is guarded when it is imported; what the installed version lacks is passed over.
     masked: {module: {class: [attribute]}}, set to None while the library is guarded.
     does_block: asked for every operation beside its own `does_block`, with the same arguments.
-    owner: called with what an operation is of: its connection, which may be exempt.
+    connection: called with what an operation is of: the connection that it is or belongs to.
     trusted: packages that use the library on the loop and know what they do.
     distributions: those that may have installed it, for its version.
     """
@@ -93,7 +93,7 @@ class Integration:
         *,
         masked: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
         does_block: Callable[..., bool] | None = None,
-        owner: Callable[[Any], Any] | None = None,
+        connection: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
         distributions: tuple[str, ...] = (),
     ) -> None:
@@ -101,7 +101,7 @@ class Integration:
         self.operations = operations
         self.masked: Mapping[str, Mapping[str, Sequence[str]]] = masked or {}
         self.does_block = does_block
-        self.owner: Callable[[Any], Any] | None = owner
+        self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
         self.distributions = distributions
         self.installed: bool = False
@@ -165,7 +165,7 @@ class Integration:
             statement=operation.statement,
             does_block=_both(operation.does_block, self.does_block),
             cleans_up=operation.cleans_up,
-            owner=self.owner,
+            connection=self.connection,
             trusted=self.trusted,
         )
         if operation.setter:

@@ -38,6 +38,10 @@ namespace: dict[str, Any] = {"__name__": "__main__", "get_running_loop": nothing
 
 #: The wrappers, each of which has a namespace of its own.
 _wrappers: WeakSet[FunctionType] = WeakSet()
+#: Those of them that watch connections: they ask in threads that work for a task, too.
+_watching: WeakSet[FunctionType] = WeakSet()
+_works_for: Callable[[], object | None] | None = None
+_watching_getter: Callable[[], object | None] = nothing
 _lock = ForkSafeLock()
 
 #: asyncio's first: it alone shows its loop, and Twisted's reactor and trio's guest mode run on it.
@@ -93,11 +97,28 @@ def wake(awake: bool) -> None:
             _bind()
 
 
-def keep_bound(wrapper: FunctionType) -> None:
-    """Have this wrapper ask what the guards ask, for as long as it lives."""
+def keep_bound(wrapper: FunctionType, watches: bool = False) -> None:
+    """Have this wrapper ask what the guards ask, for as long as it lives.
+
+    watches: it also asks what `watch_workers` says, once that was called.
+    """
     with _lock:
-        _wrappers.add(wrapper)
-        wrapper.__globals__["get_running_loop"] = namespace["get_running_loop"]
+        (_watching if watches else _wrappers).add(wrapper)
+        wrapper.__globals__["get_running_loop"] = (
+            _watching_getter if watches else namespace["get_running_loop"]
+        )
+
+
+def watch_workers(works_for: Callable[[], object | None]) -> None:
+    """Have the wrappers that watch connections ask this, too: whether this thread works for a task.
+
+    Until somebody lends a thread to a task, they needn't, and it costs nothing.
+    """
+    global _works_for
+    if _works_for is None:
+        with _lock:
+            _works_for = works_for
+            _bind()
 
 
 def current_owner(running: Running | None) -> Owner:
@@ -203,15 +224,20 @@ def _runs_elsewhere(loop: Any) -> bool:
 
 
 def _bind() -> None:
-    global _bound
+    global _bound, _watching_getter
     _bound = tuple((library, check) for library, check in _checks.items() if check is not nothing)
     getter = nothing
     if _awake:
         for _, check in _bound:
             getter = check if getter is nothing else _either(getter, check)
     namespace["get_running_loop"] = getter
+    _watching_getter = getter
+    if _works_for is not None and getter is not nothing:
+        _watching_getter = _either(getter, _works_for)
     for wrapper in _wrappers:
         wrapper.__globals__["get_running_loop"] = getter
+    for wrapper in _watching:
+        wrapper.__globals__["get_running_loop"] = _watching_getter
 
 
 def _either(first: Callable[[], Any], second: Callable[[], Any]) -> Callable[[], Any]:

@@ -23,6 +23,11 @@ def headline(violation: Violation) -> str:
     """The operation and the loop, in a line."""
     if violation.headline:
         return violation.headline
+    if violation.begun_by:
+        return (
+            f"{violation.operation}() was called on a connection that has an open transaction of "
+            f"{violation.begun_by}."
+        )
     loop = "Twisted" if violation.loop == "twisted" else violation.loop
     if violation.loop_type:
         loop = f"{loop}, {violation.loop_type}"
@@ -62,12 +67,17 @@ def _places(violation: Violation) -> list[str]:
     lines = [f"    at     {place(site)} in {function(site)}"]
     under = violation.coroutine
     task = f"      task {violation.task!r}" if violation.task else ""
-    if under is None:
+    if under is None and violation.begun_by:
+        lines[0] += task
+    elif under is None:
         lines.append("    under  a callback of the event loop")
     elif under == site:
         lines[0] += task
     else:
         lines.append(f"    under  {place(under)} in {function(under)}{task}")
+    if violation.begun_at:
+        begun = violation.begun_at
+        lines.append(f"    begun  {place(begun)} in {function(begun)}      {violation.begun_by}")
     if violation.whole_stack:
         lines += ["", "  No frame on the stack is your own code's. All of it, innermost first:"]
         lines += [f"    {place(frame)} in {function(frame)}" for frame in violation.whole_stack]
@@ -75,6 +85,11 @@ def _places(violation: Violation) -> list[str]:
 
 
 def _fixes(violation: Violation) -> list[str]:
+    if violation.begun_by:
+        return [
+            f"  Give each its own:   {fix(violation)}",
+            "  or let them share:   asyncsafe.exempt(connection)",
+        ]
     label = "Import it earlier:" if violation.importing else "Run it in a thread:"
     return [
         f"  {label:<20} {fix(violation)}",
@@ -84,6 +99,8 @@ def _fixes(violation: Violation) -> list[str]:
 
 def fix(violation: Violation) -> str:
     """What to write instead, in a line."""
+    if violation.begun_by:
+        return 'asyncsafe.ConnectionHandler({"default": ...})["default"], in each task'
     if violation.importing:
         return f"import {violation.importing} before the event loop starts"
     entry = _first_call(violation)

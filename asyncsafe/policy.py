@@ -51,6 +51,16 @@ def answer(running: loops.Running) -> Answer:
     return _ANSWERS[mode]
 
 
+def mode_for_sharing(running: loops.Running | None) -> Mode:
+    """What becomes of a call on a connection with another task's transaction.
+
+    What allows blocking doesn't allow this: allow(), DJANGO_ALLOW_ASYNC_UNSAFE.
+    """
+    if running is not None and scopes.forbidden(running):
+        return "raise"
+    return current_mode()[0]
+
+
 def current_mode() -> tuple[Mode, str]:
     """The mode, and where it comes from: configure(), the environment, pyproject.toml, the default.
 

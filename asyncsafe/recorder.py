@@ -175,7 +175,12 @@ class Recorder:
         if known is not None:
             return known[0]
         violation = call.violation(outcome, reason)
-        name = (violation.operation, *violation.call_site, *(violation.coroutine or ()))
+        name = (
+            violation.operation,
+            violation.call_site,
+            violation.coroutine,
+            violation.begun_at,
+        )
         site = self._sites.get(name)
         if site is None:
             if len(self._sites) >= SITE_LIMIT:

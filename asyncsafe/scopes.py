@@ -245,11 +245,11 @@ def exempt(connection: Any) -> None:
     _exempt[id(connection)] = _reference(connection)
 
 
-def is_exempt(thing: Any, owner: Callable[[Any], Any] | None = None) -> bool:
-    """Whether `exempt()` was called with this object, or with its connection, which `owner` finds."""
+def is_exempt(thing: Any, connection: Callable[[Any], Any] | None = None) -> bool:
+    """Whether `exempt()` was called with this object, or with what `connection` finds for it."""
     if not _exempt:
         return False
-    return _is_listed(thing) or (owner is not None and _is_listed(owner(thing)))
+    return _is_listed(thing) or (connection is not None and _is_listed(connection(thing)))
 
 
 class _Held:

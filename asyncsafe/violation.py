@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
+    from .owners import Owner
+    from .sharing import Begun
+
     Outcome = Literal["raised", "warned", "recorded", "allowed"]
 
     class Frame(NamedTuple):
@@ -45,6 +48,8 @@ class Violation:
     """One synchronous call that a running event loop had to wait for, or would have."""
 
     __slots__ = (
+        "begun_at",
+        "begun_by",
         "call_site",
         "coroutine",
         "headline",
@@ -81,6 +86,8 @@ class Violation:
         importing: str | None,
         outcome: Outcome,
         reason: str | None,
+        begun_by: str | None = None,
+        begun_at: Frame | None = None,
     ) -> None:
         #: What was called: "sqlite3.Cursor.execute".
         self.operation: str = operation
@@ -96,7 +103,7 @@ class Violation:
         self.loop: str = loop
         #: The loop's type where it isn't the library's own ("uvloop.Loop"), or None.
         self.loop_type: str | None = loop_type
-        #: The name of the task; None in a callback.
+        #: The name of the task; None in a callback. In a thread that works for a task: that one's.
         self.task: str | None = task
         #: The user's innermost frame; where there is none, the one that made the call.
         self.call_site: Frame = call_site
@@ -112,6 +119,10 @@ class Violation:
         self.outcome = outcome
         #: Why it was allowed, or None.
         self.reason: str | None = reason
+        #: Where the call uses a connection that has another's open transaction: whose it is ("task
+        #: 'Task-2'"), and the line that began it. None where the violation is that it blocks.
+        self.begun_by: str | None = begun_by
+        self.begun_at: Frame | None = begun_at
         #: How long the call blocked the loop; None where it was refused or hasn't returned.
         self.seconds: float | None = None
 
@@ -132,6 +143,7 @@ class Call:
         "_coroutine",
         "_frame",
         "_site",
+        "begun",
         "finalizing",
         "headline",
         "hint",
@@ -141,6 +153,7 @@ class Call:
         "operation",
         "running",
         "statement",
+        "user",
     )
 
     def __init__(
@@ -152,6 +165,8 @@ class Call:
         headline: str | None = None,
         hint: str | None = None,
         statement: Callable[[], object] | None = None,
+        begun: Begun | None = None,
+        user: Owner | None = None,
     ) -> None:
         self.running: loops.Running = running
         self.operation: str = operation
@@ -159,6 +174,9 @@ class Call:
         self.headline: str | None = headline
         self.hint: str | None = hint
         self.statement: Callable[[], object] | None = statement
+        #: The transaction of another's that is open on the connection, and who is using it here.
+        self.begun: Begun | None = begun
+        self.user: Owner | None = user
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
         self._frame = frame
@@ -199,8 +217,9 @@ class Call:
         self._caller = caller or self._frame
         self._site = site or self._caller
         self._coroutine = coroutine or outer_coroutine
-        self.key: tuple[str, int, int, int | None, int | None] = (
+        self.key: tuple[str, Frame | None, int, int, int | None, int | None] = (
             self.operation,
+            None if self.begun is None else self.begun.place,
             id(self._site.f_code),
             self._site.f_lasti,
             self._coroutine and id(self._coroutine.f_code),
@@ -247,7 +266,7 @@ class Call:
             hint=self.hint,
             loop=library,
             loop_type=_loop_type(loop) if library == "asyncio" else None,
-            task=_task_name(self.running),
+            task=_task_name(self.running, self.user),
             call_site=_describe(self._site),
             coroutine=self._coroutine and _describe(self._coroutine),
             stack=tuple(map(_describe, users[:STACK_LIMIT])),
@@ -255,7 +274,21 @@ class Call:
             importing=_importing(frames),
             outcome=outcome,
             reason=reason,
+            begun_by=None if self.begun is None else self.begun.owner.name,
+            begun_at=None if self.begun is None else self.begun.place,
         )
+
+
+def call_site(frame: FrameType) -> Frame:
+    """The user's innermost frame from here outwards; without one, the outermost that isn't ours."""
+    last = frame
+    for outer in call_chain(frame):
+        owner = whose(outer.f_code.co_filename)
+        if owner == "user":
+            return _describe(outer)
+        if owner != "ours":
+            last = outer
+    return _describe(last)
 
 
 def _describe(frame: FrameType) -> Frame:
@@ -291,8 +324,8 @@ def _loop_type(loop: Any) -> str | None:
     return None if module.partition(".")[0] == "asyncio" else f"{module}.{type(loop).__qualname__}"
 
 
-def _task_name(running: loops.Running) -> str | None:
-    task = loops.current_task(running)
+def _task_name(running: loops.Running, user: Owner | None) -> str | None:
+    task = user.task() if user is not None else loops.current_task(running)
     name = task.get_name if hasattr(task, "get_name") else getattr(task, "name", None)
     return str(name() if callable(name) else name) if name is not None else None
 

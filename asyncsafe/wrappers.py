@@ -39,7 +39,7 @@ def wrap(
     namespace: dict[str, Any] = {**loops.namespace, **_NAMES, "_call": call, "_guard": guard}
     exec(_own_copy(code), namespace)  # noqa: S102
     wrapper: FunctionType = namespace.pop("wrapper")
-    loops.keep_bound(wrapper)
+    loops.keep_bound(wrapper, watches=guard.connection is not None)
     functools.update_wrapper(wrapper, call)
     if isinstance(call, (MethodDescriptorType, WrapperDescriptorType)):
         wrapper.__module__ = call.__objclass__.__module__  # C methods have none; pickle asks for it

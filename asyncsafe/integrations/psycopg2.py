@@ -248,6 +248,6 @@ integration: Integration = Integration(
         },
     },
     does_block=_waits_here,
-    owner=lambda thing: getattr(thing, "connection", None),
+    connection=lambda thing: getattr(thing, "connection", thing),
     distributions=("psycopg2", "psycopg2-binary"),
 )

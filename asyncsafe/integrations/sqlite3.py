@@ -29,10 +29,13 @@ def _is_open(connection: sqlite3.Connection) -> bool:
 
 def _connection(thing: Any) -> Any:
     """A cursor tells its connection; a blob doesn't, but the garbage collector knows it."""
-    if hasattr(thing, "connection"):
+    kind = type(thing)
+    if hasattr(kind, "connection"):
         return thing.connection
+    if hasattr(kind, "in_transaction"):
+        return thing
     kept = gc.get_referents(thing)
-    return next((one for one in kept if hasattr(one, "in_transaction")), None)
+    return next((one for one in kept if hasattr(type(one), "in_transaction")), None)
 
 
 def _is_open_blob(blob: sqlite3.Blob, *exc_info: object) -> bool:
@@ -85,7 +88,7 @@ integration: Integration = Integration(
     },
     # With a __getitem__ that is written in Python, a type becomes iterable. Blob is not.
     masked={"_sqlite3": {"Blob": ["__iter__"]}},
-    owner=_connection,
+    connection=_connection,
     # aiosqlite calls its connection in a thread; what it calls on the loop doesn't block.
     # coverage and IPython keep books of their own in sqlite, wherever they are called.
     trusted=("aiosqlite", "coverage", "IPython"),

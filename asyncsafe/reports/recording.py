@@ -129,10 +129,12 @@ def _description(site: CallSite) -> bytes:
         "task",
         "importing",
         "reason",
+        "begun_by",
     )
     description = {name: getattr(violation, name) for name in names}
     description["call_site"] = _place(violation.call_site)
     description["coroutine"] = violation.coroutine and _place(violation.coroutine)
+    description["begun_at"] = violation.begun_at and _place(violation.begun_at)
     description["fix"] = fix(violation)
     description["stack"] = [_place(frame) for frame in violation.stack or violation.whole_stack]
     return json.dumps(description).encode()
@@ -173,7 +175,9 @@ def read_recordings(directory: str) -> dict[str, Any]:
 
 def _merge(sites: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
     outcomes = {name: entry.pop(name) for name in ("raised", "warned", "recorded", "allowed")}
-    key = json.dumps([entry["operation"], entry["call_site"], entry["coroutine"]])
+    key = json.dumps(
+        [entry["operation"], entry["call_site"], entry["coroutine"], entry["begun_at"]]
+    )
     site = sites.get(key)
     if site is None:
         sites[key] = {**entry, "outcomes": outcomes}

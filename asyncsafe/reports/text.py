@@ -70,8 +70,14 @@ def _row(site: dict[str, Any]) -> tuple[str, ...]:
         f"{site['calls']:,}",
         site["operation"],
         _place(at),
-        "a callback of the loop" if under is None else "" if under == at else _place(under),
+        _begun(site)
+        or ("a callback of the loop" if under is None else "" if under == at else _place(under)),
     )
+
+
+def _begun(site: dict[str, Any]) -> str | None:
+    """Where the call uses a connection with another task's open transaction: what began it."""
+    return site["begun_at"] and f"transaction of another task, begun at {_place(site['begun_at'])}"
 
 
 def _fixes(sites: list[dict[str, Any]]) -> list[str]:

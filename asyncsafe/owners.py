@@ -1,0 +1,374 @@
+"""Whose a connection is: a task's; outside of tasks a thread's; below ConnectionMiddleware a request's.
+
+What is kept for an owner is found by asking who runs now, not by inheritance: a child task, which
+gets a copy of its parent's context, is an owner of its own. It ends with its owner, in the thread
+that made it where there is a way into that thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextvars import ContextVar
+from weakref import WeakKeyDictionary, finalize, ref
+
+from . import loops
+from .imports import when_imported
+from .locks import ForkSafeLock
+from .nesting import Inside
+from .stacks import greenlets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Token
+    from types import ModuleType
+    from typing import Any, Protocol
+
+    class Keeper(Protocol):
+        """Something that keeps one thing for each owner."""
+
+        def release(self, kept: Any) -> None:
+            """The owner has ended, or the thing is to go: close it."""
+
+
+class Owner:
+    """One to whom connections belong.
+
+    name: as errors tell it: "task 'Task-3'", "thread 'MainThread'", "request GET /orders".
+    task: the task that it stands for, or None.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "ended",
+        "greenlet",
+        "kept",
+        "leave",
+        "made_in",
+        "name",
+        "process",
+        "task",
+        "works_for",
+    )
+
+    def __init__(self, name: str, task: Any = None, works_for: Request | None = None) -> None:
+        self.name: str = name
+        self.task: Callable[[], Any] = _no_task if task is None else ref(task)
+        #: The request whose worker threads it stands for, or None.
+        self.works_for: Request | None = works_for
+        #: The greenlet in which its task was seen to run, by weak reference.
+        self.greenlet: Callable[[], Any] = _no_task
+        #: What each keeper keeps for it.
+        self.kept: dict[Keeper, Any] = {}
+        #: The threads in which that was made.
+        self.made_in: dict[Keeper, int] = {}
+        #: Called when its task has ended, where connections may be in a worker thread: it releases
+        #: there what was made there, and tells whether that could be done.
+        self.leave: Callable[[Owner], bool] | None = None
+        self.ended: bool = False
+        self.process: int = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<Owner {self.name}>"
+
+    def keep(self, keeper: Keeper, thing: Any) -> None:
+        """Keep this for the keeper, as made by this thread."""
+        self.made_in[keeper] = threading.get_ident()
+        self.kept[keeper] = thing
+
+    def drop(self, keeper: Keeper) -> Any:
+        """Keep it no longer. Returns it, or None."""
+        self.made_in.pop(keeper, None)
+        return self.kept.pop(keeper, None)
+
+    def release(self, everything: bool = False) -> bool:
+        """Close what this thread made; with `everything`, the rest too. Returns whether any is left.
+
+        Nothing is raised: what goes wrong is told to the "asyncsafe" logger.
+        """
+        if self.process != os.getpid():
+            self.disown()
+        here = threading.get_ident()
+        for keeper, thread in tuple(self.made_in.items()):
+            if everything or thread == here:
+                with Inside("unguarded"), acting_for(self):
+                    release(keeper, self.kept[keeper], self)
+                self.drop(keeper)
+        return bool(self.kept)
+
+    def disown(self) -> None:
+        """In a forked child: what it keeps is the parent process's. Never close it, nor free it."""
+        _of_parent.append(dict(self.kept))
+        self.kept.clear()
+        self.made_in.clear()
+
+    def end(self) -> None:
+        """Release everything: at once what this thread made, the rest where there is a way."""
+        self.ended = True
+        if self.release() and not (self.leave is not None and self.leave(self)):
+            self.release(everything=True)
+
+    def task_done(self, task: Any) -> None:
+        """A callback for its task's end."""
+        self.end()
+
+
+class Request:
+    """What ConnectionMiddleware serves: one request or connection, from its begin to its end.
+
+    It has an owner for its task, and others for the worker threads that run for it (`to_thread`,
+    FastAPI's `def` endpoints): one thread after the other goes on with the same connection; two
+    at the same time have one each.
+    """
+
+    def __init__(self, name: str, task: Any) -> None:
+        self.owner: Owner = Owner(name, task)
+        self.owners: list[Owner] = [self.owner]
+        self.ended: bool = False
+        self._visits: list[tuple[Callable[[], _Visit | None], Owner]] = []
+        self._lock = threading.Lock()
+        self._tokens: tuple[Token[Any], Token[Any]] | None = None
+
+    def begin(self) -> None:
+        """From here on, in this task and what it calls, this request is the owner."""
+        self._tokens = _request.set(self), _of_context.set(self.owner)
+
+    def leave(self) -> None:
+        """Back to who was the owner before."""
+        assert self._tokens is not None
+        _request.reset(self._tokens[0])
+        _of_context.reset(self._tokens[1])
+
+    def for_worker(self) -> Owner:
+        """The owner for the worker thread that asks."""
+        visit = _visit.get()
+        if visit is not None and visit.request is self and visit.thread == threading.get_ident():
+            return visit.owner
+        with self._lock:
+            for number, (visited_by, owner) in enumerate(self._visits):
+                if visited_by() is None:
+                    visit = _Visit(self, owner)
+                    self._visits[number] = ref(visit), owner
+                    break
+            else:
+                owner = Owner(f"a worker thread of {self.owner.name}", works_for=self)
+                visit = _Visit(self, owner)
+                self._visits.append((ref(visit), owner))
+                self.owners.append(owner)
+        _visit.set(visit)
+        return owner
+
+
+class _Visit:
+    """One call in a worker thread, for a request.
+
+    `to_thread` and its like run each call in a copy of the context that ends with the call. The
+    copy holds the only reference to the visit, so that its end is seen.
+    """
+
+    __slots__ = ("__weakref__", "owner", "request", "thread")
+
+    def __init__(self, request: Request, owner: Owner) -> None:
+        self.request: Request = request
+        self.owner: Owner = owner
+        self.thread: int = threading.get_ident()
+
+
+class acting_for:  # noqa: N801  (used like a function)
+    """While this thread works for an owner that is not it: what it makes is the owner's."""
+
+    __slots__ = ("_outer", "owner")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner: Owner = owner
+
+    def __enter__(self) -> None:
+        self._outer: Owner | None = _thread.acting
+        _thread.acting = self.owner
+
+    def __exit__(self, *exc_info: object) -> None:
+        _thread.acting = self._outer
+
+
+def current() -> Owner:
+    """Whoever runs now."""
+    loop = _get_running_loop()
+    if loop is None:
+        return _of_other_loop() if _others else _of_thread()
+    task = _current_task(loop)
+    if task is None:
+        return _of_thread()
+    owner = _of_context.get()
+    module = greenlets()
+    if owner is not None and owner.task() is task:
+        if module is None or owner.greenlet() is module.getcurrent():
+            return owner
+    elif module is None:
+        return _of_task(task)
+    # The loop that runs on this thread may not concern this greenlet: gevent, Playwright.
+    if loops.find_running() is None:
+        return _of_thread()
+    owner = owner if owner is not None and owner.task() is task else _of_task(task)
+    owner.greenlet = ref(module.getcurrent())
+    return owner
+
+
+def _of_other_loop() -> Owner:
+    """In trio and the like, where asyncio is imported or not."""
+    running = loops.find_running()
+    task = None if running is None else loops.current_task(running)
+    if task is None:
+        return _of_thread()
+    owner = _of_context.get()
+    return owner if owner is not None and owner.task() is task else _of_task(task)
+
+
+def at_work() -> Owner | None:
+    """As `current`, where it is known exactly: in a task, or in a thread that works for one.
+
+    None in callbacks, and in threads that nobody lent to a task or a request through us.
+    """
+    if _get_running_loop() is None and not _others:
+        if _thread.acting is not None:
+            return _thread.acting
+        request = _request.get()
+        return None if request is None or request.ended else request.for_worker()
+    owner = current()
+    return owner if owner.task() is not None else None
+
+
+def are_apart(one: Owner, other: Owner) -> bool:
+    """Whether these are certainly two: of a request's worker threads, who knows for which task."""
+    if one is other:
+        return False
+    for worker, owner in ((one, other), (other, one)):
+        if worker.works_for is not None:
+            return not (owner.works_for is worker.works_for or owner in worker.works_for.owners)
+    return True
+
+
+class _Thread(threading.local):
+    acting: Owner | None = None
+    own: _OfThread | None = None
+
+
+_thread = _Thread()
+_of_context: ContextVar[Owner | None] = ContextVar("asyncsafe.owner", default=None)
+_request: ContextVar[Request | None] = ContextVar("asyncsafe.request", default=None)
+_visit: ContextVar[_Visit | None] = ContextVar("asyncsafe.visit", default=None)
+_tasks: WeakKeyDictionary[Any, Owner] = WeakKeyDictionary()
+_lock = ForkSafeLock()
+
+_get_running_loop: Callable[[], Any] = loops.nothing
+_current_task: Callable[[Any], Any]
+#: Whether libraries are imported that have an event loop and aren't asyncio.
+_others = False
+
+
+def _of_thread() -> Owner:
+    if _thread.acting is not None:
+        return _thread.acting
+    request = _request.get()
+    if request is not None and not request.ended and _get_running_loop() is None:
+        return request.for_worker()
+    if _thread.own is None:
+        _thread.own = _OfThread()
+    return _thread.own.owner
+
+
+class _OfThread:
+    """In a thread's own storage, which goes when the thread ends."""
+
+    def __init__(self) -> None:
+        self.owner = Owner(f"thread {threading.current_thread().name!r}")
+
+    def __del__(self) -> None:
+        if not _at_exit and self.owner.kept:
+            self.owner.release(everything=True)
+
+
+def _of_task(task: Any) -> Owner:
+    with _lock:
+        owner = _tasks.get(task)
+        if owner is None:
+            owner = _tasks[task] = Owner(f"task {_name(task)!r}", task)
+            if hasattr(task, "add_done_callback"):
+                task.add_done_callback(owner.task_done)
+            else:
+                finalize(task, owner.end).atexit = False
+    _of_context.set(owner)
+    return owner
+
+
+def _name(task: Any) -> str:
+    return str(task.get_name() if hasattr(task, "get_name") else getattr(task, "name", task))
+
+
+def _no_task() -> None:
+    """Stand in for a reference to a task where there is none."""
+
+
+def release(keeper: Keeper, thing: Any, owner: Owner) -> None:
+    """Have its keeper close this. What goes wrong is logged."""
+    try:
+        keeper.release(thing)
+    except Exception:
+        import logging
+
+        # sqlite3 closes in the thread that made the connection alone, or where it is freed. There
+        # is no way into a thread of somebody else's pool.
+        elsewhere = owner.made_in.get(keeper) != threading.get_ident()
+        logging.getLogger("asyncsafe").log(
+            logging.DEBUG if elsewhere else logging.WARNING,
+            "a connection of %s could not be closed, and was dropped",
+            owner.name,
+            exc_info=True,
+        )
+
+
+def _asyncio_imported(asyncio: ModuleType) -> None:
+    global _current_task, _get_running_loop
+    _current_task = asyncio.current_task
+    _get_running_loop = asyncio._get_running_loop
+
+
+def _other_imported(module: ModuleType) -> None:
+    global _others
+    _others = True
+
+
+when_imported("asyncio", _asyncio_imported)
+for _library in ("trio", "curio.meta", "twisted.internet.main"):
+    when_imported(_library, _other_imported)
+
+
+# Ends of the process -------------------------------------------------------------------------
+
+_at_exit = False
+#: Connections of the process that this one was forked from: closing one, or freeing it, would
+#: tell the server that the parent is gone.
+_of_parent: list[Any] = []
+
+
+@atexit.register
+def _exiting() -> None:
+    global _at_exit
+    _at_exit = True
+
+
+def _forked() -> None:
+    global _tasks
+    owners = {*_tasks.values(), _of_context.get(), _thread.acting}
+    if _thread.own is not None:
+        owners.add(_thread.own.owner)
+    for owner in owners:
+        if owner is not None:
+            owner.disown()
+    _of_parent.append(_tasks)
+    _tasks = WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
