@@ -20,7 +20,7 @@ import psycopg2.pool
 import pytest
 
 import asyncsafe
-from asyncsafe import imports, patching
+from asyncsafe import imports, patching, thread_locals
 from asyncsafe.installation import LIBRARIES, Integration, Operation, integration
 
 Refused = asyncsafe.SynchronousOnlyOperation
@@ -452,7 +452,7 @@ class Handler(logging.Handler):
     def emit(self, record):
         logged.append(record.getMessage())
 logging.getLogger("asyncsafe").addHandler(Handler())
-from asyncsafe import patching, thread_locals
+from asyncsafe import patching
 patching._TYPE_SIZE = 0
 asyncsafe.install()
 import sqlite3
