@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import contextvars
 import functools
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from threading import get_ident
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from asgiref.local import Local
 from asgiref.sync import SyncToAsync
 
-from . import loops, owners, sharing
+from . import owners, sharing
 from .exceptions import ConfigurationError, ConnectionSharingError
 from .transactions import in_transaction
 
@@ -67,10 +67,19 @@ class Alias(Generic[C]):
         max_age: float | None = None,
         health_check: Callable[[C], bool] | bool = False,
     ) -> None:
-        if not callable(connect):
+        if not callable(connect) or _is_connection(connect):
             raise ConfigurationError(
-                f"a function that connects is wanted, not {type(connect).__name__}: write "
+                f"a function that connects is wanted, not {_a(connect)}: write "
                 "lambda: sqlite3.connect(path), say"
+            )
+        if close is not None and not callable(close):
+            raise ConfigurationError(
+                f"close is a function that takes a connection, or None, not {close!r}"
+            )
+        if not isinstance(health_check, bool) and not callable(health_check):
+            raise ConfigurationError(
+                "health_check is True, False, or a function that takes a connection and tells "
+                f"whether it can be used, not {health_check!r}"
             )
         if max_age is not None and not (isinstance(max_age, (int, float)) and max_age >= 0):
             raise ConfigurationError(f"max_age is a number of seconds, or None, not {max_age!r}")
@@ -86,14 +95,14 @@ class Alias(Generic[C]):
 
     def open(self, owner: owners.Owner) -> ManagedConnection:
         """A new connection for this owner."""
+        owners.end_finished()
         connection = self.connect()
-        if connection is None or isinstance(connection, Coroutine):
+        if connection is None or isinstance(connection, Awaitable):
             if isinstance(connection, Coroutine):
                 connection.close()
             raise ConfigurationError(
-                f"the function that connects {self.name!r} returned "
-                f"{'None' if connection is None else 'a coroutine'}; it must return a connection "
-                "of a synchronous driver"
+                f"the function that connects {self.name!r} returned {_a(connection)}; it must "
+                "return a connection of a synchronous driver"
             )
         managed = ManagedConnection(_State(self, connection, owner))
         owner.keep(self, managed)
@@ -104,6 +113,8 @@ class Alias(Generic[C]):
         state = _state(kept)
         if not state.closed:
             state.closed = True
+            if state.shared:
+                sharing.permit(_driver_connection(state.connection), -state.shared)
             self.close(state.connection)
 
     def is_usable(self, state: _State) -> bool:
@@ -239,13 +250,12 @@ class _UnknownAliasError(KeyError):
 class _State:
     """What is known of a connection that a handler made."""
 
-    __slots__ = ("alias", "asked", "closed", "connection", "opened", "owner", "shared", "thread")
+    __slots__ = ("alias", "asked", "closed", "connection", "opened", "owner", "shared")
 
     def __init__(self, alias: Alias[Any], connection: Any, owner: owners.Owner) -> None:
         self.alias = alias
         self.connection = connection
         self.owner = owner
-        self.thread = get_ident()
         self.closed = False
         self.shared = 0
         self.opened = self.asked = monotonic()
@@ -292,6 +302,12 @@ class ManagedConnection:
             return
         user = owners.current()
         if user is not state.owner:
+            if state.owner.process != user.process:
+                raise ConnectionSharingError(
+                    f"the connection {state.alias.name!r} belongs to the process {state.owner.process}, "
+                    f"which this one was forked from. Ask for connections[{state.alias.name!r}] in "
+                    "this one: it has its own"
+                )
             raise ConnectionSharingError(
                 f"the connection {state.alias.name!r} belongs to {state.owner.name} and was used "
                 f"by {user.name}. Ask for connections[{state.alias.name!r}] where it is used: each "
@@ -309,7 +325,8 @@ class ManagedConnection:
         if self._asyncsafe.shared <= 0:
             raise RuntimeError("dec_thread_sharing() without an inc_thread_sharing() before it")
         self._asyncsafe.shared -= 1
-        sharing.permit(_driver_connection(self._asyncsafe.connection), -1)
+        if not self._asyncsafe.closed:
+            sharing.permit(_driver_connection(self._asyncsafe.connection), -1)
 
     @property
     def allow_thread_sharing(self) -> bool:
@@ -342,12 +359,12 @@ class ManagedConnection:
         delattr(self._asyncsafe.connection, name)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
         # isinstance(connections["default"], sqlite3.Connection) is what programs ask.
         return type(self._asyncsafe.connection)
 
     def __dir__(self) -> list[str]:
-        return sorted({*object.__dir__(self), *dir(self._asyncsafe.connection)})
+        return sorted({*dir(ManagedConnection), *dir(self._asyncsafe.connection)})
 
     def __repr__(self) -> str:
         state = self._asyncsafe
@@ -360,7 +377,7 @@ class ManagedConnection:
 
     def __enter__(self) -> Any:
         self.validate_thread_sharing()
-        connection = self._asyncsafe.connection
+        connection = _driver_connection(self._asyncsafe.connection)
         entered = connection.__enter__()
         return self if entered is connection else entered
 
@@ -374,8 +391,9 @@ class ManagedConnection:
         if state.closed:
             return None
         self.validate_thread_sharing()
-        suppress = state.connection.__exit__(exc_type, exc, traceback)
-        if getattr(state.connection, "closed", False) is True:  # psycopg's `with` closes
+        connection = _driver_connection(state.connection)
+        suppress = connection.__exit__(exc_type, exc, traceback)
+        if getattr(connection, "closed", False) is True:  # psycopg's `with` closes
             self.close()
         return suppress
 
@@ -458,6 +476,18 @@ def _answers(connection: Any) -> bool:
     return True
 
 
+def _is_connection(thing: Any) -> bool:
+    """Whether it is one already: sqlite3's can be called."""
+    return hasattr(thing, "cursor") and hasattr(thing, "commit") and not isinstance(thing, type)
+
+
+def _a(thing: object) -> str:
+    """Its type, as errors tell it."""
+    kind = type(thing).__qualname__
+    article = "an" if kind[0] in "AEIOUaeiou" else "a"
+    return "None" if thing is None else f"{article} {kind}"
+
+
 def _driver_connection(connection: Any) -> Any:
     """Below SQLAlchemy's pools: what the guards see."""
     return getattr(connection, "driver_connection", connection)
@@ -475,7 +505,7 @@ def _renew(alias: Alias[Any], managed: Any, owner: owners.Owner) -> bool:
 
 def _check_all(owner: owners.Owner) -> None:
     for keeper, managed in tuple(owner.kept.items()):
-        if isinstance(keeper, Alias) and owner.made_in.get(keeper) == get_ident():
+        if isinstance(keeper, Alias) and owner.made_in.get(keeper) == threading.get_ident():
             _renew(keeper, managed, owner)
 
 
@@ -521,12 +551,14 @@ def database_sync_to_async(
         )
     # Refuses what is not a synchronous function here, not where it is first called.
     SyncToAsync(func, thread_sensitive=thread_sensitive, executor=executor)
-    _watch_workers()
+    owners.watch_workers()
     run = _run_for if thread_sensitive else _run_apart
 
     @functools.wraps(func)
     async def call(*args: Any, **kwargs: Any) -> Any:
         owner = owners.current()
+        if not owner.kept:
+            owners.end_finished()
         bound = functools.partial(run, owner, func)
         if thread_sensitive:
             owner.leave = functools.partial(_leave, contextvars.copy_context())
@@ -549,7 +581,8 @@ def _run_for(owner: owners.Owner, func: Callable[..., Any], /, *args: Any, **kwa
 
 
 def _run_apart(owner: owners.Owner, func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    own = owners.Owner(f"a thread of {owner.name}")
+    own = owners.Owner(f"a thread of {owner.name}", owner.task(), owner.works_for)
+    own.below = owner.below
     with owners.acting_for(own):
         try:
             return func(*args, **kwargs)
@@ -582,7 +615,3 @@ def start_in_thread(context: contextvars.Context, func: Callable[[], object]) ->
     finally:
         context.run(waiting.close)
     return done
-
-
-def _watch_workers() -> None:
-    loops.watch_workers(owners.at_work)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
     from .violation import Violation
 
 
@@ -33,6 +36,26 @@ class SynchronousOnlyOperation(Exception):  # noqa: N818  (Django's name for it)
 
     def __str__(self) -> str:
         return self.violation.message()
+
+    def __reduce__(self) -> tuple[Callable[[Violation], Exception], tuple[Violation]]:
+        return refusal, (self.violation,)
+
+
+_refusal: type[SynchronousOnlyOperation] = SynchronousOnlyOperation
+
+
+def refusal(violation: Violation) -> SynchronousOnlyOperation:
+    """The exception to raise. Once Django is imported, it is Django's as well."""
+    return _refusal(violation)
+
+
+def django_imported(exceptions: ModuleType) -> None:
+    """Have refusals be `django.core.exceptions.SynchronousOnlyOperation`, too."""
+    global _refusal
+    name = SynchronousOnlyOperation.__name__
+    both = (SynchronousOnlyOperation, exceptions.SynchronousOnlyOperation)
+    namespace = {"__module__": __name__, "__doc__": SynchronousOnlyOperation.__doc__}
+    _refusal = type(name, both, namespace)
 
 
 class ConnectionSharingError(RuntimeError):

@@ -10,7 +10,8 @@ from time import perf_counter
 from types import FunctionType
 
 from . import loops, owners, policy, scopes, sharing
-from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, SynchronousOnlyOperation
+from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, django_imported, refusal
+from .imports import when_imported
 from .nesting import Inside, under_way
 from .recorder import Pending, violations
 from .stacks import WRAPPER_FILE
@@ -18,9 +19,10 @@ from .violation import Call, call_site
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import FrameType
     from typing import Any, TypeVar
 
-    from .violation import Frame, Outcome
+    from .violation import Frame, Outcome, Told
 
     Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
 
@@ -31,11 +33,13 @@ class Guard:
     __slots__ = (
         "cleans_up",
         "connection",
+        "describe",
         "does_block",
         "enabled",
         "headline",
         "hint",
         "library",
+        "mode",
         "operation",
         "statement",
         "trusted",
@@ -53,6 +57,8 @@ class Guard:
         cleans_up: bool = False,
         connection: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
+        describe: Callable[[list[FrameType]], Told | None] | None = None,
+        mode: Callable[[Any], policy.Mode | None] | None = None,
     ) -> None:
         #: Its name in messages, without the parentheses.
         self.operation: str = operation
@@ -72,6 +78,10 @@ class Guard:
         self.connection: Callable[[Any], Any] | None = connection
         #: Packages that call it on the loop and know what they do.
         self.trusted: tuple[str, ...] = trusted
+        #: Called with the frames from the call to the user's: what the user's line asked for.
+        self.describe: Callable[[list[FrameType]], Told | None] | None = describe
+        #: Called with the first argument: the mode that holds for it alone, or None.
+        self.mode: Callable[[Any], policy.Mode | None] | None = mode
         #: False once uninstalled: a wrapper that somebody kept is a plain call from then on.
         self.enabled: bool = True
 
@@ -120,6 +130,9 @@ def blocked(
     if args and scopes.is_exempt(args[0], guard.connection):
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
+    if guard.mode is not None and args and guard.mode(args[0]) == "off":
+        with Inside("unguarded"):
+            return _forward(call, args, kwargs)
     if guard.connection is not None and args and guard.enabled and under_way() is None:
         user = owners.at_work()
         if user is not None and policy.current_mode()[0] != "off":
@@ -143,12 +156,16 @@ def _call_on_connection(
     if begun is not None:
         _tell_sharing(guard, args, kwargs, user, begun)
     pending = admit(guard, args, kwargs)
+    returned = None
     try:
         if pending is None:
-            return _forward(call, args, kwargs)
-        return make(pending, call, args, kwargs)
+            result = _forward(call, args, kwargs)
+        else:
+            result = make(pending, call, args, kwargs)
+        returned = guard.operation
+        return result
     finally:
-        sharing.used(connection, user, functools.partial(_call_site, pending))
+        sharing.used(connection, user, functools.partial(_call_site, pending), returned)
 
 
 def admit(
@@ -161,11 +178,13 @@ def admit(
     if running is None:
         return None
     inside = under_way()
+    if inside == "description":
+        raise RuntimeError(f"{guard.operation}() in the description of another call")
     if inside == "unguarded" or (inside == "call" and not scopes.forbidden(running)):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
-    answer = policy.answer(running)
+    answer = policy.answer(running, guard.mode(args[0]) if guard.mode and args else None)
     if answer.mode == "off":
         return None
     call = _describe_call(guard, args, kwargs, running)
@@ -174,7 +193,7 @@ def admit(
     if answer.mode == "raise":
         reason = _why_never_refused(guard, call, args, cleaning_up)
         if reason is None:
-            raise SynchronousOnlyOperation(violations.refuse(call))
+            raise refusal(violations.refuse(call))
         answer = policy.Answer("allow", reason)
     if answer.mode == "warn":
         return _warn(call)
@@ -205,7 +224,7 @@ def _describe_call(
 ) -> Call:
     return Call(
         running,
-        sys._getframe(1),
+        sys._getframe(2),  # not our caller's, which holds the Call: garbage that keeps the stack
         guard.operation,
         guard.library,
         guard.headline,
@@ -213,6 +232,7 @@ def _describe_call(
         guard.statement and functools.partial(guard.statement, *args, **kwargs),
         begun,
         user,
+        guard.describe,
     )
 
 
@@ -226,14 +246,19 @@ def _tell_sharing(
     """`user` is about to use a connection with a transaction of another's: raise, warn or record.
 
     allow() and DJANGO_ALLOW_ASYNC_UNSAFE lift the check for blocking, not this one; nor is
-    clean-up let through, which would end the other's transaction.
+    clean-up let through, which would end the other's transaction: only what a finalizer does, or
+    a generator that is being closed, where a refusal would be lost.
     """
     running = loops.find_running()
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return
     call = _describe_call(guard, args, kwargs, running or ("asyncio", None), begun, user)
+    if guard.trusted and call.made_by(guard.trusted):
+        return
     mode = policy.mode_for_sharing(running)
-    if mode == "raise" and not call.finalizing:
+    if mode == "raise" and not (
+        call.finalizing or isinstance(call.exception_on_its_way(), GeneratorExit)
+    ):
         raise ConnectionSharingError(violations.refuse(call))
     pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
     if pending is not None:
@@ -289,3 +314,6 @@ def _warn(call: Call) -> Pending | None:
             )
         pending.site.warned = True
     return pending
+
+
+when_imported("django.core.exceptions", django_imported)

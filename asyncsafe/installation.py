@@ -13,11 +13,16 @@ from .wrappers import wrap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import ModuleType
+    from types import FrameType, ModuleType
     from typing import Any
 
+    from .policy import Mode
+    from .violation import Told
+
 #: The libraries that have an integration: asyncsafe/integrations/NAME.py.
-LIBRARIES = ("psycopg2", "sqlite3")
+LIBRARIES = ("django", "psycopg2", "sqlite3")
+#: What else of them can block, and is guarded where install() is asked for it.
+OPTIONAL = ("django.caches", "django.files", "django.mail", "django.sessions")
 
 
 class Operation:
@@ -79,10 +84,13 @@ class Integration:
     name: the library's, as install() takes it.
     operations: {module: {class: [Operation, ...]}}, "" for the module's own functions. A module
         is guarded when it is imported; what the installed version lacks is passed over.
-    masked: {module: {class: [attribute]}}, set to None while the library is guarded.
+    replaced: {module: {class: {attribute: what stands there while the library is guarded}}}.
     does_block: asked for every operation beside its own `does_block`, with the same arguments.
     connection: called with what an operation is of: the connection that it is or belongs to.
     trusted: packages that use the library on the loop and know what they do.
+    describe: called with the frames from the call outwards, up to the user's: what the user's line
+        asked for, and what to write instead; None where nothing better than the call is known.
+    mode: called with what an operation is of: the mode that holds for it alone, or None.
     distributions: those that may have installed it, for its version.
     """
 
@@ -91,15 +99,19 @@ class Integration:
         name: str,
         operations: Mapping[str, Mapping[str, Sequence[Operation]]],
         *,
-        masked: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+        replaced: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
         does_block: Callable[..., bool] | None = None,
         connection: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
+        describe: Callable[[list[FrameType]], Told | None] | None = None,
+        mode: Callable[[Any], Mode | None] | None = None,
         distributions: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.operations = operations
-        self.masked: Mapping[str, Mapping[str, Sequence[str]]] = masked or {}
+        self.replaced: Mapping[str, Mapping[str, Mapping[str, Any]]] = replaced or {}
+        self.describe: Callable[[list[FrameType]], Told | None] | None = describe
+        self.mode: Callable[[Any], Mode | None] | None = mode
         self.does_block = does_block
         self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
@@ -113,7 +125,7 @@ class Integration:
             return
         self.installed = True
         try:
-            for module in self.operations:
+            for module in {**self.operations, **self.replaced}:
                 when_imported(module, self._guard_module)
         except BaseException:
             self.uninstall()
@@ -122,7 +134,7 @@ class Integration:
     def uninstall(self) -> None:
         """Put everything back."""
         self.installed = False
-        for module in self.operations:
+        for module in {**self.operations, **self.replaced}:
             forget(module, self._guard_module)
         while self._patches:
             patch, guard = self._patches.pop()
@@ -132,15 +144,15 @@ class Integration:
 
     def _guard_module(self, module: ModuleType) -> None:
         with _guard_lock:
-            masked = self.masked.get(module.__name__, {})
-            for class_name, operations in self.operations[module.__name__].items():
+            replaced = self.replaced.get(module.__name__, {})
+            operations = self.operations.get(module.__name__, {})
+            for class_name in {**replaced, **operations}:
                 owner = getattr(module, class_name, None) if class_name else module
                 if owner is None:
                     continue
-                for attribute in masked.get(class_name, ()):
-                    if attribute not in vars(owner):
-                        self._patches.append((Patch(owner, attribute, None), None))
-                for operation in operations:
+                for attribute, replacement in replaced.get(class_name, {}).items():
+                    self._patches.append((Patch(owner, attribute, replacement), None))
+                for operation in operations.get(class_name, ()):
                     if operation.name in vars(owner):
                         self._guard_operation(owner, operation)
 
@@ -167,6 +179,8 @@ class Integration:
             cleans_up=operation.cleans_up,
             connection=self.connection,
             trusted=self.trusted,
+            describe=self.describe,
+            mode=self.mode,
         )
         if operation.setter:
             replacement: Any = property(
@@ -214,7 +228,7 @@ def install(*libraries: str) -> None:
     """
     policy.current_mode()
     with _lock:
-        for name in _checked(libraries):
+        for name in _checked(libraries, LIBRARIES):
             try:
                 integration(name).install()
             except InstallationError as error:
@@ -234,7 +248,7 @@ def uninstall(*libraries: str) -> None:
     Raises ValueError for a name that is not supported.
     """
     with _lock:
-        for name in _checked(libraries):
+        for name in _checked(libraries, (*LIBRARIES, *OPTIONAL)):
             integration(name).uninstall()
 
 
@@ -246,11 +260,12 @@ def integration(name: str) -> Integration:
     return _integrations[name]
 
 
-def _checked(libraries: tuple[str, ...]) -> tuple[str, ...]:
+def _checked(libraries: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
     for name in libraries:
-        if name not in LIBRARIES:
-            raise ValueError(f"asyncsafe has no guard for {name!r}; it has: {', '.join(LIBRARIES)}")
-    return libraries or LIBRARIES
+        if name not in (*LIBRARIES, *OPTIONAL):
+            known = ", ".join(sorted((*LIBRARIES, *OPTIONAL)))
+            raise ValueError(f"asyncsafe has no guard for {name!r}; it has: {known}")
+    return libraries or default
 
 
 def _both(

@@ -110,7 +110,7 @@ def keep_bound(wrapper: FunctionType, watches: bool = False) -> None:
 
 
 def watch_workers(works_for: Callable[[], object | None]) -> None:
-    """Have the wrappers that watch connections ask this, too: whether this thread works for a task.
+    """Have the wrappers that watch connections ask this, too: whether this thread may work for a task.
 
     Until somebody lends a thread to a task, they needn't, and it costs nothing.
     """

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from .violation import Frame, Violation
 
 
+#: What Django's own guards say, which tests compare.
+DJANGO_SAYS = "You cannot call this from an async context - use a thread or sync_to_async."
+
+
 def describe(violation: Violation) -> str:
     """The whole message: headline, statement, where, under what, how to mend it."""
     parts = [headline(violation)]
@@ -33,6 +37,8 @@ def headline(violation: Violation) -> str:
         loop = f"{loop}, {violation.loop_type}"
     verb = "was called" if violation.outcome == "raised" else "blocks: it was called"
     importing = f", while importing {violation.importing}" if violation.importing else ""
+    if violation.subject:
+        return f"{violation.subject} from a running event loop ({loop}){importing}."
     return f"{violation.operation}() {verb} from a running event loop ({loop}){importing}."
 
 
@@ -90,24 +96,36 @@ def _fixes(violation: Violation) -> list[str]:
             f"  Give each its own:   {fix(violation)}",
             "  or let them share:   asyncsafe.exempt(connection)",
         ]
-    label = "Import it earlier:" if violation.importing else "Run it in a thread:"
-    return [
-        f"  {label:<20} {fix(violation)}",
-        '  or allow it here:    with asyncsafe.allow("..."):',
-    ]
+    if violation.importing:
+        lines = [f"  Import it earlier:   {fix(violation)}"]
+    elif violation.subject and violation.hint:
+        lines = [
+            f"  Write instead:       {violation.hint}",
+            f"  or in a thread:      {_thread_fix(violation)}",
+        ]
+    else:
+        lines = [f"  Run it in a thread:  {fix(violation)}"]
+    lines.append('  or allow it here:    with asyncsafe.allow("..."):')
+    if violation.library == "django":
+        lines += ["", f"  {DJANGO_SAYS}"]
+    return lines
 
 
 def fix(violation: Violation) -> str:
     """What to write instead, in a line."""
     if violation.begun_by:
         return 'asyncsafe.ConnectionHandler({"default": ...})["default"], in each task'
+    if violation.hint and not violation.importing and _first_call(violation) is None:
+        return violation.hint
+    return _thread_fix(violation)
+
+
+def _thread_fix(violation: Violation) -> str:
     if violation.importing:
         return f"import {violation.importing} before the event loop starts"
     entry = _first_call(violation)
     if entry is not None:
         return f"await asyncsafe.database_sync_to_async({entry})(...)"
-    if violation.hint:
-        return violation.hint
     # check() without a name is named after the function that it stands in: no name to call.
     if violation.library is None and violation.operation != violation.call_site.function:
         name = violation.operation.rpartition(".")[2]

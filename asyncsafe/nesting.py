@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    Activity = Literal["call", "unguarded"]
+    Activity = Literal["call", "description", "unguarded"]
 
 
 class Inside:
@@ -19,6 +19,7 @@ class Inside:
 
     A guarded call within a guarded call is part of the outer one. Within what is unguarded (our
     telling, and with it subscribers and log handlers; a call of an exempt object) it is nobody's.
+    Within the description of a call, which must do no I/O, it is an error.
     Not a context variable: tasks that are started inside would inherit that.
     """
 

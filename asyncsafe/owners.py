@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
+from _thread import start_new_thread
 from contextvars import ContextVar
 from weakref import WeakKeyDictionary, finalize, ref
 
@@ -42,6 +44,7 @@ class Owner:
 
     __slots__ = (
         "__weakref__",
+        "below",
         "ended",
         "greenlet",
         "kept",
@@ -58,6 +61,8 @@ class Owner:
         self.task: Callable[[], Any] = _no_task if task is None else ref(task)
         #: The request whose worker threads it stands for, or None.
         self.works_for: Request | None = works_for
+        #: The request below which its task began, or None.
+        self.below: Request | None = None
         #: The greenlet in which its task was seen to run, by weak reference.
         self.greenlet: Callable[[], Any] = _no_task
         #: What each keeper keeps for it.
@@ -75,34 +80,49 @@ class Owner:
 
     def keep(self, keeper: Keeper, thing: Any) -> None:
         """Keep this for the keeper, as made by this thread."""
-        self.made_in[keeper] = threading.get_ident()
         self.kept[keeper] = thing
+        self.made_in[keeper] = threading.get_ident()
+        _keeping[id(self)] = self
 
     def drop(self, keeper: Keeper) -> Any:
         """Keep it no longer. Returns it, or None."""
         self.made_in.pop(keeper, None)
-        return self.kept.pop(keeper, None)
+        thing = self.kept.pop(keeper, None)
+        if not self.kept:
+            _keeping.pop(id(self), None)
+        return thing
 
     def release(self, everything: bool = False) -> bool:
         """Close what this thread made; with `everything`, the rest too. Returns whether any is left.
 
         Nothing is raised: what goes wrong is told to the "asyncsafe" logger.
         """
+        if self.kept:
+            with Inside("unguarded"):
+                self.let_go(everything)
+        if self.ended and not self.kept:
+            self.leave = None  # it holds a context, which holds this owner
+        return bool(self.kept)
+
+    def let_go(self, everything: bool) -> None:
+        """As `release`, where nothing is guarded: it touches no `threading.local`."""
         if self.process != os.getpid():
             self.disown()
         here = threading.get_ident()
         for keeper, thread in tuple(self.made_in.items()):
-            if everything or thread == here:
-                with Inside("unguarded"), acting_for(self):
-                    release(keeper, self.kept[keeper], self)
-                self.drop(keeper)
-        return bool(self.kept)
+            if (everything or thread == here) and keeper in self.kept:
+                try:
+                    with acting_for(self, lent=False):
+                        release(keeper, self.kept[keeper], self)
+                finally:
+                    self.drop(keeper)
 
     def disown(self) -> None:
         """In a forked child: what it keeps is the parent process's. Never close it, nor free it."""
         _of_parent.append(dict(self.kept))
         self.kept.clear()
         self.made_in.clear()
+        _keeping.pop(id(self), None)
 
     def end(self) -> None:
         """Release everything: at once what this thread made, the rest where there is a way."""
@@ -113,6 +133,16 @@ class Owner:
     def task_done(self, task: Any) -> None:
         """A callback for its task's end."""
         self.end()
+
+    def task_lost(self) -> None:
+        """A callback for its task's being freed: it may never have ended."""
+        if self.kept and not self.ended:
+            # The garbage collector may have stopped this thread within the very pool that a
+            # connection goes back to, which would wait for its own lock.
+            try:
+                start_new_thread(self.end, ())
+            except RuntimeError:
+                self.disown()  # the interpreter is about to end
 
 
 class Request:
@@ -129,17 +159,19 @@ class Request:
         self.ended: bool = False
         self._visits: list[tuple[Callable[[], _Visit | None], Owner]] = []
         self._lock = threading.Lock()
-        self._tokens: tuple[Token[Any], Token[Any]] | None = None
+        self._tokens: tuple[Token[Any], Token[Any], Token[Any]] | None = None
 
     def begin(self) -> None:
         """From here on, in this task and what it calls, this request is the owner."""
-        self._tokens = _request.set(self), _of_context.set(self.owner)
+        # Worker threads get a copy of the context.
+        self._tokens = _request.set(self), _of_context.set(self.owner), _watched.set(True)
 
     def leave(self) -> None:
         """Back to who was the owner before."""
         assert self._tokens is not None
         _request.reset(self._tokens[0])
         _of_context.reset(self._tokens[1])
+        _watched.reset(self._tokens[2])
 
     def for_worker(self) -> Owner:
         """The owner for the worker thread that asks."""
@@ -177,19 +209,30 @@ class _Visit:
 
 
 class acting_for:  # noqa: N801  (used like a function)
-    """While this thread works for an owner that is not it: what it makes is the owner's."""
+    """While this thread works for an owner that is not it: what it makes is the owner's.
 
-    __slots__ = ("_outer", "owner")
+    lent: guards watch what is called meanwhile.
+    """
 
-    def __init__(self, owner: Owner) -> None:
+    __slots__ = ("_outer", "_thread", "_token", "lent", "owner")
+
+    def __init__(self, owner: Owner, *, lent: bool = True) -> None:
         self.owner: Owner = owner
+        self.lent: bool = lent
 
     def __enter__(self) -> None:
-        self._outer: Owner | None = _thread.acting
-        _thread.acting = self.owner
+        self._token: Token[bool | None] | None = _watched.set(True) if self.lent else None
+        self._thread: int = threading.get_ident()
+        self._outer: Owner | None = _acting.get(self._thread)
+        _acting[self._thread] = self.owner
 
     def __exit__(self, *exc_info: object) -> None:
-        _thread.acting = self._outer
+        if self._outer is not None:
+            _acting[self._thread] = self._outer
+        else:
+            _acting.pop(self._thread, None)  # gone in a child that was forked inside
+        if self._token is not None:
+            _watched.reset(self._token)
 
 
 def current() -> Owner:
@@ -219,10 +262,28 @@ def _of_other_loop() -> Owner:
     """In trio and the like, where asyncio is imported or not."""
     running = loops.find_running()
     task = None if running is None else loops.current_task(running)
-    if task is None:
+    if task is None or (running and running[0] == "curio"):  # which doesn't tell its tasks' ends
         return _of_thread()
     owner = _of_context.get()
     return owner if owner is not None and owner.task() is task else _of_task(task)
+
+
+class _TrioInstrument:
+    """Told by trio what ends: its tasks may be freed much later."""
+
+    def task_exited(self, task: Any) -> None:
+        owner = _tasks.get(task)
+        if owner is not None:
+            owner.end()
+
+
+_trio_instrument = _TrioInstrument()
+
+
+def _follow_trio() -> None:
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_run():
+        trio.lowlevel.add_instrument(_trio_instrument)  # once for each run
 
 
 def at_work() -> Owner | None:
@@ -230,13 +291,36 @@ def at_work() -> Owner | None:
 
     None in callbacks, and in threads that nobody lent to a task or a request through us.
     """
-    if _get_running_loop() is None and not _others:
-        if _thread.acting is not None:
-            return _thread.acting
+    if _get_running_loop() is None and (not _others or loops.find_running() is None):
+        acting = _acting.get(threading.get_ident())
+        if acting is not None:
+            # A thread that has ended closes its connections: nobody's call.
+            return None if acting.ended and acting.task is _no_task else acting
         request = _request.get()
         return None if request is None or request.ended else request.for_worker()
     owner = current()
     return owner if owner.task() is not None else None
+
+
+def watch_workers() -> None:
+    """From now on, threads are lent to tasks: have guards watch connections there, too."""
+    loops.watch_workers(_watched.get)
+
+
+def end_finished() -> None:
+    """End the tasks of this loop that are done, and whose callbacks the loop has yet to call.
+
+    Who awaits a task goes on before that: without this, it could wait for a pool's connection that
+    the task still has.
+    """
+    loop = _get_running_loop()
+    if loop is None:
+        return
+    for owner in tuple(_keeping.values()):
+        task = owner.task()
+        if not owner.ended and hasattr(task, "get_loop") and task.done():
+            if task.get_loop() is loop:
+                owner.end()
 
 
 def are_apart(one: Owner, other: Owner) -> bool:
@@ -245,16 +329,25 @@ def are_apart(one: Owner, other: Owner) -> bool:
         return False
     for worker, owner in ((one, other), (other, one)):
         if worker.works_for is not None:
-            return not (owner.works_for is worker.works_for or owner in worker.works_for.owners)
+            return (
+                worker.works_for not in (owner.works_for, owner.below)
+                and owner not in worker.works_for.owners
+            )
     return True
 
 
 class _Thread(threading.local):
-    acting: Owner | None = None
     own: _OfThread | None = None
 
 
 _thread = _Thread()
+#: Whom threads work for, by the thread's identifier. No `threading.local`: in a thread that ends,
+#: that would come to life again, and never be freed.
+_acting: dict[int, Owner] = {}
+#: The owners that keep something.
+_keeping: dict[int, Owner] = {}
+#: Whether what runs in this context may be a thread that works for a task.
+_watched: ContextVar[bool | None] = ContextVar("asyncsafe.watched", default=None)
 _of_context: ContextVar[Owner | None] = ContextVar("asyncsafe.owner", default=None)
 _request: ContextVar[Request | None] = ContextVar("asyncsafe.request", default=None)
 _visit: ContextVar[_Visit | None] = ContextVar("asyncsafe.visit", default=None)
@@ -268,8 +361,9 @@ _others = False
 
 
 def _of_thread() -> Owner:
-    if _thread.acting is not None:
-        return _thread.acting
+    acting = _acting.get(threading.get_ident())
+    if acting is not None:
+        return acting
     request = _request.get()
     if request is not None and not request.ended and _get_running_loop() is None:
         return request.for_worker()
@@ -286,7 +380,8 @@ class _OfThread:
 
     def __del__(self) -> None:
         if not _at_exit and self.owner.kept:
-            self.owner.release(everything=True)
+            self.owner.ended = True
+            self.owner.let_go(everything=True)
 
 
 def _of_task(task: Any) -> Owner:
@@ -294,10 +389,13 @@ def _of_task(task: Any) -> Owner:
         owner = _tasks.get(task)
         if owner is None:
             owner = _tasks[task] = Owner(f"task {_name(task)!r}", task)
+            owner.below = _request.get()
             if hasattr(task, "add_done_callback"):
                 task.add_done_callback(owner.task_done)
+                finalize(task, owner.task_lost).atexit = False
             else:
                 finalize(task, owner.end).atexit = False
+                _follow_trio()
     _of_context.set(owner)
     return owner
 
@@ -359,15 +457,26 @@ def _exiting() -> None:
 
 
 def _forked() -> None:
+    """What goes on in the child is another owner, to whom the parent's connections are refused."""
     global _tasks
-    owners = {*_tasks.values(), _of_context.get(), _thread.acting}
+    request = _request.get()
+    owners = {*_tasks.values(), *_acting.values(), _of_context.get()}
     if _thread.own is not None:
         owners.add(_thread.own.owner)
+    if request is not None:
+        owners.update(request.owners)
     for owner in owners:
         if owner is not None:
             owner.disown()
-    _of_parent.append(_tasks)
+    _of_parent.extend((_tasks, _thread.own))
     _tasks = WeakKeyDictionary()
+    _thread.own = None
+    acting = _acting.get(threading.get_ident())
+    _acting.clear()
+    if acting is not None:
+        _acting[threading.get_ident()] = Owner(acting.name, acting.task(), acting.works_for)
+    _of_context.set(None)
+    _visit.set(None)
 
 
 if hasattr(os, "register_at_fork"):

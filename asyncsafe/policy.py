@@ -21,6 +21,9 @@ MODE_VARIABLE = "ASYNCSAFE_MODE"
 
 _configured: Mode | None = None
 _found: tuple[Mode, str] | None = None
+#: What a project's own settings say (Django's), and whether they say more for some connections.
+_project: tuple[Mode, str] | None = None
+_own_modes = False
 
 
 class Answer:
@@ -36,8 +39,11 @@ class Answer:
 _ANSWERS = {mode: Answer(mode) for mode in MODES}
 
 
-def answer(running: loops.Running) -> Answer:
-    """What becomes of a call that would block `running`, by the strongest rule that speaks."""
+def answer(running: loops.Running, own_mode: Mode | None = None) -> Answer:
+    """What becomes of a call that would block `running`, by the strongest rule that speaks.
+
+    own_mode: the mode that holds for what is called, in place of the process's.
+    """
     if held := scopes.current_scopes(running):
         if any(scope.forbids for scope in held):
             return _ANSWERS["raise"]
@@ -45,8 +51,10 @@ def answer(running: loops.Running) -> Answer:
     if value := os.environ.get(DJANGO_VARIABLE):
         _say_that_it_allows(value)
         return Answer("allow", f"{DJANGO_VARIABLE}={value}")
+    if own_mode is not None:
+        return _ANSWERS[own_mode]
     mode = current_mode()[0]
-    if mode == "off":
+    if mode == "off" and not _own_modes:
         scopes.sleep_unless_forbidding()
     return _ANSWERS[mode]
 
@@ -87,9 +95,22 @@ def configure(*, mode: Mode | None = None) -> None:
     if mode is not None:
         mode = _valid(mode, "configure(mode=...)")
     _configured = mode
-    if mode == "off":
+    if mode == "off" and not _own_modes:
         scopes.sleep_unless_forbidding()
     else:
+        loops.wake(True)
+
+
+def set_project_mode(mode: Mode | None, where: str, *, own_modes: bool = False) -> None:
+    """Have a project's settings say the mode, as pyproject.toml does; None: they don't.
+
+    where: what `current_mode` tells of it.
+    own_modes: some of what is guarded has a mode of its own, which holds in mode "off" too.
+    """
+    global _found, _own_modes, _project
+    _project = None if mode is None else (_valid(mode, where), where)
+    _found, _own_modes = None, own_modes
+    if own_modes or current_mode()[0] != "off":
         loops.wake(True)
 
 
@@ -99,6 +120,8 @@ def configure(*, mode: Mode | None = None) -> None:
 def _find_mode() -> tuple[Mode, str]:
     if value := os.environ.get(MODE_VARIABLE):
         return _valid(value, MODE_VARIABLE), MODE_VARIABLE
+    if _project is not None:
+        return _project
     settings, path = read_settings()
     if "mode" in settings:
         return _valid(settings["mode"], f"mode in [tool.asyncsafe] of {path}"), str(path)

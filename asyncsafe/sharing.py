@@ -6,7 +6,7 @@ from weakref import ref
 
 from . import owners
 from .locks import ForkSafeLock
-from .transactions import in_transaction
+from .transactions import begins_by_itself, in_transaction
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ class Begun:
         #: None for a connection that no weak reference can be made to: sqlite3's.
         self.connection: Callable[[], Any] | None = _weak(connection)
         self.owner: owners.Owner = owner
-        #: The loop that its task runs on, where it is asyncio's.
-        self.loop: Any = getattr(owner.task(), "get_loop", _nothing)()
+        #: The loop that its task runs on, by weak reference, where it is asyncio's.
+        loop = getattr(owner.task(), "get_loop", _nothing)()
+        self.loop: Callable[[], Any] | None = None if loop is None else ref(loop)
         #: The user's line that began it.
         self.place: Frame = place
 
@@ -39,10 +40,13 @@ class Begun:
         When its loop is closed, whoever comes next takes the transaction over: scripts and tests
         that call asyncio.run() again and again do nothing at the same time.
         """
-        if self.loop is not None and self.loop.is_closed():
+        if self.loop is not None and ((loop := self.loop()) is None or loop.is_closed()):
             return False
         return self.connection is None or self.connection() is connection
 
+
+#: Operations after which nothing is left of the transaction that was open before, if there was one.
+_ENDS = frozenset({"connect", "commit", "rollback", "__exit__", "autocommit"})
 
 _begun: dict[int, Begun] = {}
 _shared: dict[int, int] = {}
@@ -52,7 +56,7 @@ _lock = ForkSafeLock()
 def begun_by_another(connection: Any, owner: owners.Owner) -> Begun | None:
     """The transaction that is open on this connection, if somebody else than `owner` began it."""
     begun = _begun.get(id(connection))
-    if begun is None or not owners.are_apart(begun.owner, owner):
+    if begun is None or begun.owner is owner or not _are_two(begun.owner, owner):
         return None
     if id(connection) in _shared:
         return None
@@ -62,10 +66,15 @@ def begun_by_another(connection: Any, owner: owners.Owner) -> Begun | None:
     return begun
 
 
-def used(connection: Any, owner: owners.Owner, place: Callable[[], Frame]) -> None:
-    """`owner` has made a call on this connection, at `place`: has it begun or ended a transaction?"""
+def used(
+    connection: Any, owner: owners.Owner, place: Callable[[], Frame], returned: str | None
+) -> None:
+    """`owner` has made a call on this connection, at `place`: has it begun or ended a transaction?
+
+    returned: the operation, if the call has returned and not raised.
+    """
     begun = _begun.get(id(connection))
-    if not in_transaction(connection):
+    if not in_transaction(connection) or _has_ended(connection, returned):
         if begun is not None:
             _begun.pop(id(connection), None)
     elif begun is None or not begun.holds(connection):
@@ -88,6 +97,19 @@ def _forget_those_gone() -> None:
     for key, begun in tuple(_begun.items()):
         if begun.connection is None or begun.connection() is None:
             _begun.pop(key, None)
+
+
+def _are_two(one: owners.Owner, other: owners.Owner) -> bool:
+    """Whether they are apart, and not one task's: its own, its request's, its threads'."""
+    task = one.task()
+    return (task is None or task is not other.task()) and owners.are_apart(one, other)
+
+
+def _has_ended(connection: Any, returned: str | None) -> bool:
+    """Whether the transaction that is open after this operation is one with nothing in it."""
+    if returned is None or returned.rpartition(".")[2] not in _ENDS:
+        return False
+    return begins_by_itself(connection)
 
 
 def _nothing() -> None:

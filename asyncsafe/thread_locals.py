@@ -11,30 +11,44 @@ import functools
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import Any
 
 from . import owners
-from .exceptions import ConfigurationError
+from .exceptions import ConfigurationError, SynchronousOnlyOperation
 
 __all__ = ["OwnerLocal", "SwappedLocal", "use_local"]
 
 #: Whose thread-local state asyncsafe knows how to find: integrations/NAME.py has a `use_local`.
 LIBRARIES = ("peewee", "pony", "sqlalchemy")
 
+#: Special methods that a class has without being asked for, or that OwnerLocal has its own of.
+_NOT_FORWARDED = frozenset(
+    {"__class__", "__class_getitem__", "__del__", "__delattr__", "__dir__", "__getattr__"}
+    | {"__getattribute__", "__init__", "__init_subclass__", "__new__", "__setattr__"}
+    | {"__subclasshook__"}
+)
+#: What can be told to differ from what a class's `__init__` has set. Of locks, say, no two are equal.
+_COMPARABLE = (type(None), bool, int, float, str, bytes, tuple, list, dict, set, frozenset)
+
 
 class SwappedLocal:
     """A `threading.local` that `use_local` has swapped: `ConnectionMiddleware` takes it.
 
     It keeps the states, of which each owner has one.
+
+    make: called without arguments for a new state.
+    kind: the class that `isinstance` shall find.
     """
 
     def __init__(
         self,
         make: Callable[[], Any],
+        kind: type,
         release: Callable[[Any], object] | None = None,
         undo: Callable[[], object] | None = None,
     ) -> None:
+        self.kind = kind
         self._make = make
         self._release = release
         self._undo = undo
@@ -45,9 +59,16 @@ class SwappedLocal:
         try:
             return owner.kept[self]
         except KeyError:
+            owners.end_finished()
             state = self._make()
             owner.keep(self, state)
             return state
+
+    def opened(self) -> None:
+        """The caller's own state has got a connection, in this thread: it is closed here."""
+        owner = owners.current()
+        if self in owner.kept:
+            owner.made_in[self] = threading.get_ident()
 
     def release(self, kept: Any) -> None:
         """Close what an owner's state holds."""
@@ -55,13 +76,20 @@ class SwappedLocal:
             self._release(kept)
 
     def close_all(self) -> None:
-        """Close what the caller's own state holds, and forget it."""
+        """Close what the caller's own state holds, and forget it.
+
+        Where a guard refuses that, nothing is forgotten.
+        """
         owner = owners.current()
         if self in owner.kept:
             try:
                 self.release(owner.kept[self])
-            finally:
+            except SynchronousOnlyOperation:
+                raise
+            except BaseException:
                 owner.drop(self)
+                raise
+            owner.drop(self)
 
     def undo(self) -> None:
         """Put the `threading.local` back. What the states hold is left to their owners."""
@@ -89,8 +117,8 @@ class OwnerLocal:
         delattr(self._asyncsafe.state(), name)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return type(self._asyncsafe.state())
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._asyncsafe.kind
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
@@ -150,26 +178,33 @@ def swap(
         local = getattr(holder, attribute)
     except AttributeError:
         raise ConfigurationError(f"{name} doesn't exist") from None
-    if type(local) is OwnerLocal:
+    if isinstance(local, OwnerLocal):
         return local._asyncsafe
+    fresh = None
     if make is None:
         if not isinstance(local, threading.local):
             raise ConfigurationError(
                 f"{name} holds a {type(local).__module__}.{type(local).__qualname__}, which is no "
                 "threading.local"
             )
-        make = _maker(type(local), *arguments)
-        _refuse_to_lose(name, local, make)
-    swapped = SwappedLocal(make, release, functools.partial(setattr, holder, attribute, local))
+        make = _maker(local, *arguments)
+        fresh = _fresh(name, local, make)
+    undo = functools.partial(setattr, holder, attribute, local)
+    swapped = SwappedLocal(make, type(local), release, undo)
     try:
-        setattr(holder, attribute, OwnerLocal(swapped))
+        setattr(holder, attribute, _stand_in(swapped))
     except (AttributeError, TypeError) as error:
         raise ConfigurationError(f"{name} can't be set: {error}") from error
+    if fresh is not None:
+        owners.current().keep(swapped, fresh)  # its __init__ was called: not twice for one owner
     return swapped
 
 
 def local_base(release: Callable[[Any], object] | None = None) -> type:
-    """A class to inherit from instead of `threading.local`, by libraries that have it as a base."""
+    """A class to inherit from instead of `threading.local`, by libraries that have it as a base.
+
+    release: called with an instance's state when its owner ends.
+    """
 
     class Local:
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -178,31 +213,73 @@ def local_base(release: Callable[[Any], object] | None = None) -> type:
                 cls.__init__(state, *args, **kwargs)
                 return state
 
-            return OwnerLocal(SwappedLocal(make, release))
+            return _stand_in(SwappedLocal(make, cls, release))
 
     return Local
 
 
-def _maker(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
-    """What makes states as this subclass of `threading.local` would."""
+def _stand_in(swapped: SwappedLocal) -> OwnerLocal:
+    """An OwnerLocal with the special methods of the class: Python looks them up in the type."""
+    forwarded = {
+        name: _forward(name)
+        for name in dir(swapped.kind)
+        if name.startswith("__") and name.endswith("__") and name not in _NOT_FORWARDED
+        if getattr(swapped.kind, name) is not getattr(threading.local, name, None)
+        and callable(getattr(swapped.kind, name))
+    }
+    if not forwarded:
+        return OwnerLocal(swapped)
+    kind: type[OwnerLocal] = type("OwnerLocal", (OwnerLocal,), {"__slots__": (), **forwarded})
+    return kind(swapped)
+
+
+def _forward(name: str) -> Callable[..., Any]:
+    def special(self: OwnerLocal, *args: Any, **kwargs: Any) -> Any:
+        state = self._asyncsafe.state()
+        result = getattr(state, name)(*args, **kwargs)
+        return self if result is state else result  # `with local as same:`, `local += 1`
+
+    return special
+
+
+def _maker(local: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+    """What makes states as the class of this `threading.local` would."""
+    kind: type = type(local)
     if kind is threading.local:
         return type("State", (), {"__doc__": "The attributes that were set."})
     for special in ("__getattribute__", "__setattr__", "__delattr__"):
         if getattr(kind, special) is not getattr(threading.local, special):
-            raise ConfigurationError(f"{kind.__qualname__} has a {special} of its own")
+            raise ConfigurationError(
+                f"{kind.__qualname__} has a {special} of its own, which use_local() can't carry "
+                "over: leave it out, or use a property"
+            )
     # Its methods and its super() work on, as they do not in a copy without its base. But its
     # attributes are an object's: in every thread the same.
-    own = {
+    own: dict[str, Any] = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__getattribute__": object.__getattribute__,
         "__setattr__": object.__setattr__,
         "__delattr__": object.__delattr__,
     }
+    for base in kind.__mro__[: kind.__mro__.index(threading.local)]:
+        for name, slot in vars(base).items():
+            if isinstance(slot, MemberDescriptorType):
+                own[name] = _shared(slot, local)
     return functools.partial(type(kind)(kind.__name__, (kind,), own), *args, **kwargs)
 
 
-def _refuse_to_lose(name: str, local: Any, make: Callable[[], Any]) -> None:
+def _shared(slot: MemberDescriptorType, local: Any) -> property:
+    """A slot of a `threading.local` is not thread-local: it stays where it is, for everybody."""
+    return property(
+        lambda _: slot.__get__(local),
+        lambda _, value: slot.__set__(local, value),
+        lambda _: slot.__delete__(local),
+    )
+
+
+def _fresh(name: str, local: Any, make: Callable[[], Any]) -> Any:
+    """A new state. Raises ConfigurationError if this local holds something that it lacks."""
     try:
         fresh = make()
     except TypeError as error:
@@ -210,11 +287,18 @@ def _refuse_to_lose(name: str, local: Any, make: Callable[[], Any]) -> None:
             f"the class of {name} takes arguments; pass them on: use_local((object, attribute), "
             f"*args, **kwargs). {error}"
         ) from error
-    if set_already := sorted(vars(local).keys() - vars(fresh).keys()):
+    made = vars(fresh)
+    set_already = sorted(
+        key
+        for key, held in vars(local).items()
+        if key not in made or (isinstance(made[key], _COMPARABLE) and held != made[key])
+    )
+    if set_already:
         raise ConfigurationError(
             f"{name} holds {', '.join(set_already)} in this thread already, which would be lost: "
-            "call use_local() before it is used"
+            "call use_local() before it is used, with the arguments that its class was called with"
         )
+    return fresh
 
 
 def _libraries_of(thing: Any) -> set[str]:

@@ -35,3 +35,13 @@ def in_transaction(connection: Any) -> bool | None:
         return bool(connection.server_status & _MYSQL_OPEN)  # PyMySQL
     except Exception:
         return None
+
+
+def begins_by_itself(connection: Any) -> bool:
+    """Whether a transaction is open at all times: sqlite3's connections with `autocommit=False`.
+
+    Each end of one begins the next, with nothing in it.
+    """
+    return getattr(connection, "autocommit", None) is False and hasattr(
+        connection, "in_transaction"
+    )

@@ -32,7 +32,14 @@ if TYPE_CHECKING:
         function: str
         asynchronous: bool = False
 
+    class Told(NamedTuple):
+        """What a line asked a library for ("Order.customer was loaded"), and what to write instead."""
+
+        subject: str
+        fix: str | None
+
 else:
+    Told = namedtuple("Told", ["subject", "fix"])
     Frame = namedtuple(
         "Frame", ["filename", "lineno", "function", "asynchronous"], defaults=[False]
     )
@@ -45,7 +52,10 @@ STACK_LIMIT = 50
 
 
 class Violation:
-    """One synchronous call that a running event loop had to wait for, or would have."""
+    """One synchronous call that a running event loop had to wait for, or would have.
+
+    Or one on a connection that has another's open transaction: then `begun_by` tells whose.
+    """
 
     __slots__ = (
         "begun_at",
@@ -64,6 +74,7 @@ class Violation:
         "seconds",
         "stack",
         "statement",
+        "subject",
         "task",
         "whole_stack",
     )
@@ -86,6 +97,7 @@ class Violation:
         importing: str | None,
         outcome: Outcome,
         reason: str | None,
+        subject: str | None = None,
         begun_by: str | None = None,
         begun_at: Frame | None = None,
     ) -> None:
@@ -97,6 +109,8 @@ class Violation:
         self.statement: str | None = statement
         #: What the author of a decorated function wrote to be told instead of our first line.
         self.headline: str | None = headline
+        #: What the user's line asked for, where its library can tell: "Order.customer was loaded".
+        self.subject: str | None = subject
         #: What to write instead, where a thread for the function that called it isn't the answer.
         self.hint: str | None = hint
         #: "asyncio", "trio", "curio" or "twisted".
@@ -141,6 +155,7 @@ class Call:
     __slots__ = (
         "_caller",
         "_coroutine",
+        "_describe_line",
         "_frame",
         "_site",
         "begun",
@@ -167,6 +182,7 @@ class Call:
         statement: Callable[[], object] | None = None,
         begun: Begun | None = None,
         user: Owner | None = None,
+        describe: Callable[[list[FrameType]], Told | None] | None = None,
     ) -> None:
         self.running: loops.Running = running
         self.operation: str = operation
@@ -179,6 +195,7 @@ class Call:
         self.user: Owner | None = user
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
+        self._describe_line = describe
         self._frame = frame
         if not self._read(call_chain(frame)):
             # The search went past the loop. A compiled loop may have made the call itself: then
@@ -254,16 +271,29 @@ class Call:
             below_loop = below_loop or bool(frame.f_code.co_flags & ASYNC_CODE)
         return None
 
+    def _read_line(self) -> Told | None:
+        """What the library's description of the user's line is."""
+        if self._describe_line is None:
+            return None
+        frames = takewhile(lambda frame: frame is not self._site, self._frames_in_loop())
+        try:
+            with Inside("description"):
+                return self._describe_line([f for f in frames if not is_ours(f.f_code.co_filename)])
+        except Exception:  # a library that has changed must not hide the violation
+            return None
+
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
         frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
         users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
         library, loop = self.running
+        told = self._read_line()
         return Violation(
             self.operation,
             library=self.library,
             statement=_read_statement(self.statement),
             headline=self.headline,
-            hint=self.hint,
+            subject=told and told.subject,
+            hint=(told and told.fix) or self.hint,
             loop=library,
             loop_type=_loop_type(loop) if library == "asyncio" else None,
             task=_task_name(self.running, self.user),
@@ -320,6 +350,8 @@ def _read_statement(read: Callable[[], object] | None) -> str | None:
 
 
 def _loop_type(loop: Any) -> str | None:
+    if loop is None:  # in a worker thread
+        return None
     module = type(loop).__module__
     return None if module.partition(".")[0] == "asyncio" else f"{module}.{type(loop).__qualname__}"
 

@@ -416,7 +416,7 @@ def test_an_exception_outside_uvloop_is_not_on_its_way(connection: sqlite3.Conne
     except ValueError:
         loop.run_forever()
     loop.close()
-    assert [type(error) for error in errors] == [SynchronousOnlyOperation]
+    assert [isinstance(error, SynchronousOnlyOperation) for error in errors] == [True]
     assert connection.in_transaction
 
 

@@ -367,7 +367,7 @@ def test_the_error_is_pickled_with_its_violation() -> None:
     with pytest.raises(SynchronousOnlyOperation) as caught:
         on_loop(save)
     same = pickle.loads(pickle.dumps(caught.value))
-    assert type(same) is SynchronousOnlyOperation
+    assert isinstance(same, SynchronousOnlyOperation)
     assert str(same) == str(caught.value) == caught.value.violation.message()
     assert same.violation.call_site == caught.value.violation.call_site
 

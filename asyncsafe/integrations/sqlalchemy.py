@@ -20,7 +20,7 @@ def use_local(session: Any) -> SwappedLocal:
             'connection in each task: asyncsafe.ConnectionHandler({"default": engine.connect})'
         )
     registry = session.registry
-    if type(registry.registry) is OwnerLocal:
+    if isinstance(registry.registry, OwnerLocal):
         return swap(registry, "registry")
     if not isinstance(registry.registry, threading.local):
         raise ConfigurationError(
@@ -31,14 +31,21 @@ def use_local(session: Any) -> SwappedLocal:
             "a session is open in this thread: call the scoped_session's remove() first"
         )
     _refuse_thread_pool(session)
-    return swap(registry, "registry", release=lambda _: session.remove())
+    return swap(registry, "registry", release=_release)
+
+
+def _release(state: Any) -> None:
+    # Not session.remove(), which after undo() would remove another one.
+    if hasattr(state, "value"):
+        state.value.close()
 
 
 def _refuse_thread_pool(session: Any) -> None:
     """SingletonThreadPool keeps a connection for each thread, below every session of it."""
-    bind = getattr(session.session_factory, "kw", {}).get("bind")
-    pool = sys.modules["sqlalchemy.pool"]
-    if isinstance(getattr(bind, "pool", None), pool.SingletonThreadPool):
+    options = getattr(session.session_factory, "kw", {})
+    binds = [options.get("bind"), *(options.get("binds") or {}).values()]
+    kind = sys.modules["sqlalchemy.pool"].SingletonThreadPool
+    if any(isinstance(getattr(bind, "pool", None), kind) for bind in binds):
         raise ConfigurationError(
             "its engine has a SingletonThreadPool, where all tasks of a thread get one connection: "
             "create_engine(url, poolclass=QueuePool), and for sqlite a file instead of ':memory:'"

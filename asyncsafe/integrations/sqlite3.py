@@ -87,7 +87,7 @@ integration: Integration = Integration(
         }
     },
     # With a __getitem__ that is written in Python, a type becomes iterable. Blob is not.
-    masked={"_sqlite3": {"Blob": ["__iter__"]}},
+    replaced={"_sqlite3": {"Blob": {"__iter__": None}}},
     connection=_connection,
     # aiosqlite calls its connection in a thread; what it calls on the loop doesn't block.
     # coverage and IPython keep books of their own in sqlite, wherever they are called.

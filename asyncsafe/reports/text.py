@@ -10,27 +10,30 @@ if TYPE_CHECKING:
     from typing import Any
 
 _HEADINGS = ("total", "worst", "calls", "operation", "call site", "under")
-_RIGHT_ALIGNED = 3
+_SHARING_HEADINGS = ("calls", "operation", "call site", "transaction begun at")
 
 #: How many coroutines the table tells how to mend.
 FIXES = 10
 
 
 def render(report: dict[str, Any]) -> str:
-    """The table, with a line above that sums it up."""
+    """The table, with a line above that sums it up; before it, that of the transactions shared."""
     sites = report["sites"]
     if not sites:
         return "asyncsafe: nothing blocked the event loop.\n"
-    rows = [_HEADINGS, *map(_row, sites)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [_summary(sites), ""]
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column < _RIGHT_ALIGNED else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += ["", "To mend them, worst first:" if len(sites) > 1 else "To mend it:", *_fixes(sites)]
+    # What corrupts data comes before what takes time. Its calls take no time of their own: where
+    # they were made on the loop, that is told as well.
+    sharing = [site for site in sites if site["begun_at"]]
+    blocking = [site for site in sites if not site["begun_at"]]
+    lines = []
+    if sharing:
+        rows = [_SHARING_HEADINGS, *map(_sharing_row, sharing)]
+        lines += [_summarize_sharing(sharing), "", *_table(rows, "calls"), ""]
+    if blocking:
+        rows = [_HEADINGS, *map(_row, blocking)]
+        lines += [_summary(blocking), "", *_table(rows, "calls"), ""]
+    fixes = _fixes([*sharing, *blocking])
+    lines += ["To mend them, worst first:" if len(sites) > 1 else "To mend it:", *fixes]
     if report["dropped"]:
         lines += [
             "",
@@ -46,9 +49,39 @@ def seconds(value: float) -> str:
     return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
 
 
-def _summary(sites: list[dict[str, Any]]) -> str:
-    calls = sum(site["calls"] for site in sites)
+def _table(rows: list[tuple[str, ...]], last_number: str) -> list[str]:
+    """The rows, the first of which has the headings, in columns: numbers are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = rows[0].index(last_number) + 1
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column < numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
+    calls, refused = _calls(sites)
+    told = (
+        f"asyncsafe: {_count(calls, 'call')} on a connection with another task's open transaction, "
+        f"at {_count(len(sites), 'call site')}"
+    )
+    if refused == calls:
+        return f"{told}; all were refused."
+    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+
+
+def _calls(sites: list[dict[str, Any]]) -> tuple[int, int]:
+    """How many calls there were, and how many of them were refused."""
     refused = sum(site["outcomes"]["raised"] for site in sites)
+    return sum(site["calls"] for site in sites), refused
+
+
+def _summary(sites: list[dict[str, Any]]) -> str:
+    calls, refused = _calls(sites)
     blocked = seconds(sum(site["seconds"] for site in sites))
     what = f"{_count(calls, 'synchronous call')} on the event loop, at {_count(len(sites), 'call site')}"
     if refused == calls:
@@ -70,14 +103,13 @@ def _row(site: dict[str, Any]) -> tuple[str, ...]:
         f"{site['calls']:,}",
         site["operation"],
         _place(at),
-        _begun(site)
-        or ("a callback of the loop" if under is None else "" if under == at else _place(under)),
+        "a callback of the loop" if under is None else "" if under == at else _place(under),
     )
 
 
-def _begun(site: dict[str, Any]) -> str | None:
-    """Where the call uses a connection with another task's open transaction: what began it."""
-    return site["begun_at"] and f"transaction of another task, begun at {_place(site['begun_at'])}"
+def _sharing_row(site: dict[str, Any]) -> tuple[str, ...]:
+    at, begun = _place(site["call_site"]), _place(site["begun_at"])
+    return f"{site['calls']:,}", site["operation"], at, "the same line" if begun == at else begun
 
 
 def _fixes(sites: list[dict[str, Any]]) -> list[str]:
