@@ -33,13 +33,16 @@ Environ = dict[str, Any]
 Application = Callable[..., Iterable[bytes]]
 
 #: Bytes of a request's body that are written to its file at once.
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 #: Bytes of a response that wait for the client before the application has to.
-_AHEAD = 1 << 18
+_AHEAD = 1 << 17
+#: Seconds after which a thread that waits for room asks whether the loop still runs.
+_ASK_AFTER = 5.0
 
+_LENGTH = re.compile(r"[0-9]{1,18}").fullmatch
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]").search
-_STATUS = re.compile(r"[1-9]\d\d(?: .*)?").fullmatch
+_STATUS = re.compile(r"[2-9][0-9]{2}(?: .*)?").fullmatch
 
 
 class Refused(Exception):  # noqa: N818  (it is an answer, not an error of ours)
@@ -61,15 +64,14 @@ def build_environ(scope: Scope) -> Environ:
     """The environ of PEP 3333, but for `wsgi.input`. Raises Refused for what has none."""
     root_path, path = _paths(scope)
     scheme = scope.get("scheme", "http")
-    server = scope.get("server") or ("localhost", None)
+    server_name, server_port = _server(scope, scheme)
     environ: Environ = {
         "REQUEST_METHOD": scope["method"],
         "SCRIPT_NAME": root_path,
         "PATH_INFO": path,
         "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
-        "SERVER_NAME": server[0],
-        # A Unix socket has none, and PEP 3333 wants one.
-        "SERVER_PORT": str(server[1] or (443 if scheme == "https" else 80)),
+        "SERVER_NAME": server_name,
+        "SERVER_PORT": server_port,
         "SERVER_PROTOCOL": f"HTTP/{scope.get('http_version', '1.1')}",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
@@ -82,19 +84,33 @@ def build_environ(scope: Scope) -> Environ:
         "asgi.scope": scope,
     }
     if client := scope.get("client"):
-        environ["REMOTE_ADDR"] = client[0]
-        environ["REMOTE_PORT"] = str(client[1])
+        environ["REMOTE_ADDR"] = client[0] or ""
+        if client[1] is not None:  # a Unix socket has none
+            environ["REMOTE_PORT"] = str(client[1])
+    repeated: dict[str, list[str]] = {}
     for raw_name, raw_value in scope.get("headers", ()):
         name, value = _variable(bytes(raw_name)), raw_value.decode("latin-1")
         if name in environ:
-            value = _join(name, environ[name], value)
-        environ[name] = value
+            repeated.setdefault(name, [environ[name]]).append(value)
+        else:
+            environ[name] = value
+    for name, values in repeated.items():
+        environ[name] = _join(name, values)
     # The body comes without its transfer coding, and its length is known when it has come.
     environ.pop("HTTP_TRANSFER_ENCODING", None)
-    length = environ.get("CONTENT_LENGTH")
-    if length is not None and not (length.isascii() and length.isdigit()):
-        raise Refused(400, f"Content-Length is a number of bytes, not {length!r}")
+    if "CONTENT_LENGTH" in environ and not _LENGTH(environ["CONTENT_LENGTH"]):
+        raise Refused(400, "Content-Length is not a number of bytes")
     return environ
+
+
+def _server(scope: Scope, scheme: str) -> tuple[str, str]:
+    """SERVER_NAME and SERVER_PORT, which PEP 3333 wants of Unix sockets too."""
+    name, port = scope.get("server") or (None, None)
+    if not name or port is None:
+        name = "localhost"
+    elif ":" in name:
+        name = f"[{name}]"  # RFC 3875, 4.1.14
+    return name, str(port or (443 if scheme == "https" else 80))
 
 
 def _paths(scope: Scope) -> tuple[str, str]:
@@ -117,7 +133,7 @@ def _paths(scope: Scope) -> tuple[str, str]:
     return root_bytes.decode("latin-1"), path_bytes.decode("latin-1")
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def _variable(header: bytes) -> str:
     """The environ's name of a header."""
     name = header.decode("latin-1")
@@ -128,66 +144,82 @@ def _variable(header: bytes) -> str:
     return variable if variable in {"CONTENT_LENGTH", "CONTENT_TYPE"} else f"HTTP_{variable}"
 
 
-def _join(name: str, first: str, second: str) -> str:
+def _join(name: str, values: list[str]) -> str:
     """A header that comes repeatedly (RFC 9110, 5.3; RFC 9113, 8.2.3 for cookies)."""
     if name in {"CONTENT_LENGTH", "CONTENT_TYPE"}:
-        if first != second:
+        if len(set(values)) > 1:
             raise Refused(400, f"{name} was sent twice, and differs")
-        return first
-    return f"{first}; {second}" if name == "HTTP_COOKIE" else f"{first},{second}"
+        return values[0]
+    return ("; " if name == "HTTP_COOKIE" else ",").join(values)
 
 
 async def read_body(receive: Receive, in_memory: int, at_most: int | None) -> IO[bytes]:
     """The request's body, from its begin: in memory, or in a file, which the caller closes.
 
-    in_memory: bytes up to which it is kept in memory.
+    in_memory: bytes up to which it is kept in memory; so is one that the server has whole.
     at_most: bytes beyond which it is refused. None: any number.
     Raises Refused beyond that, Disconnected if the client goes before the end; the file is closed.
     """
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if message["type"] == "http.request" and not message.get("more_body"):
-        if at_most is not None and len(body) > at_most:
-            raise Refused(413, f"The body is larger than {at_most} bytes")
-        return io.BytesIO(body)
     blocks: list[bytes] = []
     held = total = 0
     file: IO[bytes] | None = None
-    loop = asyncio.get_running_loop()
+    writing: asyncio.Future[IO[bytes]] | None = None
+    more = True
     try:
-        while True:
+        while more:
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise Disconnected
-            body = message.get("body", b"")
+            body: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
             total += len(body)
             if at_most is not None and total > at_most:
                 raise Refused(413, f"The body is larger than {at_most} bytes")
+            if not more and not blocks and writing is None:
+                return io.BytesIO(body)
             blocks.append(body)
             held += len(body)
-            if total > in_memory and held >= (_BLOCK if file else 0):
-                if file is None:
-                    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-                # It writes to the disk: not on the loop.
-                await asyncio.shield(loop.run_in_executor(None, _write, file, blocks))
+            if total > in_memory and (not more or writing is None or held >= _BLOCK):
+                # It writes to the disk: not on the loop, and while more comes.
+                if writing is not None:
+                    file = await asyncio.shield(writing)
+                loop = asyncio.get_running_loop()
+                writing = loop.run_in_executor(None, _write, file, blocks)
                 blocks, held = [], 0
-            if not message.get("more_body"):
-                break
-            message = await receive()
-        if file is None:
+        if writing is None:
             return io.BytesIO(b"".join(blocks))
-        await asyncio.shield(loop.run_in_executor(None, _write, file, blocks))
+        file = await asyncio.shield(writing)
         file.seek(0)
         return io.BufferedReader(file)  # type: ignore[type-var]
     except BaseException:
-        if file is not None:
-            file.close()
+        if writing is not None:
+            if writing.done():
+                _close_written(writing)
+            else:
+                # What a thread writes to would be another's file, once this one's number is free.
+                writing.add_done_callback(_close_written)
         raise
 
 
-def _write(file: IO[bytes], blocks: list[bytes]) -> None:
-    rest = memoryview(b"".join(blocks))
-    while rest:
-        rest = rest[file.write(rest) :]
+def _write(file: IO[bytes] | None, blocks: list[bytes]) -> IO[bytes]:
+    """In a thread: write these to the file, or to a new one. It is closed if that fails."""
+    if file is None:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    try:
+        # Each write waits for the loop to let go of the interpreter: few and large ones.
+        rest = memoryview(b"".join(blocks))
+        blocks.clear()
+        while rest:
+            rest = rest[file.write(rest) :]
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _close_written(writing: asyncio.Future[IO[bytes]]) -> None:
+    if not writing.cancelled() and writing.exception() is None:
+        writing.result().close()
 
 
 def length_of(body: IO[bytes]) -> int:
@@ -241,7 +273,8 @@ class Response:
     def make(self) -> None:
         """Call the application. What it raises is kept in `failure`."""
         try:
-            self._call()
+            if not self.aborted:
+                self._call()
         except BaseException as error:
             self.failure = error
 
@@ -256,18 +289,22 @@ class Response:
     def _call(self) -> None:
         iterable: Any = self._application(self._environ, self._start_response)
         try:
-            pieces = [b"".join(iterable)] if isinstance(iterable, (list, tuple)) else iterable
-            last = pieces is not iterable
+            pieces: Iterable[bytes] = iterable
+            last = isinstance(iterable, (list, tuple))
+            if last:
+                for piece in iterable:
+                    _check_piece(piece)
+                pieces = [b"".join(iterable)]
             for piece in pieces:
-                if not isinstance(piece, bytes):
-                    raise TypeError(
-                        f"a WSGI application yields bytes, not {type(piece).__name__} (PEP 3333)"
-                    )
+                _check_piece(piece)
                 if piece and not self._take(piece, last):
                     break
             self._check_end()
         finally:
             if hasattr(iterable, "close"):
+                if self.complete:
+                    # The client doesn't wait for what is done in close().
+                    self._tell()
                 iterable.close()
 
     def _start_response(
@@ -294,20 +331,26 @@ class Response:
     def _headers(self, headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
         if type(headers) is not list:
             raise TypeError(f"headers are a list, not {type(headers).__name__} (PEP 3333)")
-        self._length = None
+        length: str | None = None
         encoded = []
         for name, value in headers:
             _check_header(name, value)
-            if name.lower() == "content-length":
-                self._length = int(value)
-            encoded.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+            lower, stripped = name.lower(), value.strip(" \t")
+            if lower == "content-length":
+                if not _LENGTH(stripped) or length not in {None, stripped}:
+                    raise ValueError(f"Content-Length is one number of bytes, not {value!r}")
+                if length is not None:
+                    continue
+                length = stripped
+            encoded.append((lower.encode("latin-1"), stripped.encode("latin-1")))
+        self._length = None if length is None else int(length)
         return encoded
 
     def _write(self, data: bytes) -> None:
         """What start_response() returns: PEP 3333's write(), for what was written for CGI."""
         if not isinstance(data, bytes):
             raise TypeError(f"write() takes bytes, not {type(data).__name__} (PEP 3333)")
-        if data and not self._hand_over(self._limited(data)):
+        if (data := self._limited(data)) and not self._hand_over(data):
             raise BrokenPipeError("the client has disconnected")
 
     def _take(self, piece: bytes, last: bool) -> bool:
@@ -315,14 +358,16 @@ class Response:
         if self.start is None:
             raise AssertionError("the application yields before it calls start_response()")
         piece = self._limited(piece)
-        if last or (self._length is not None and self._counted >= self._length):
+        if last or not self._has_body() or self._counted == self._length:
             # What Content-Length says has come. PEP 3333: the server should stop iterating.
             self.body = piece
             return False
         return self._hand_over(piece)
 
     def _limited(self, piece: bytes) -> bytes:
-        """No more than Content-Length says."""
+        """No more than Content-Length says, and nothing in an answer that has no body."""
+        if not self._has_body():
+            return b""
         if self._length is not None:
             piece = piece[: self._length - self._counted]
         self._counted += len(piece)
@@ -332,7 +377,8 @@ class Response:
         """Give a piece to the loop, when there is room. Returns False once the client has gone."""
         with self._changed:
             while self._waiting >= _AHEAD and not self.aborted:
-                self._changed.wait()
+                if not self._changed.wait(_ASK_AFTER) and not self._loop.is_running():
+                    self.aborted = True  # it was closed, or left: nobody sends this
             if self.aborted:
                 return False
             self._handed_over = True
@@ -372,7 +418,6 @@ class Response:
 
     def take_pieces(self) -> bytes:
         """What there is to send."""
-        self.ready.clear()
         with self._changed:
             pieces = b"".join(self._pieces)
             self._pieces.clear()
@@ -393,12 +438,17 @@ class Response:
 
 def _status(status: str) -> int:
     if not isinstance(status, str) or not _STATUS(status) or _CONTROL(status):
-        raise ValueError(f"a status is three digits, a space and a reason, not {status!r}")
+        raise ValueError(f"a status is like '200 OK', and no interim one, not {status!r}")
     return int(status[:3])
 
 
+def _check_piece(piece: bytes) -> None:
+    if not isinstance(piece, bytes):
+        raise TypeError(f"a WSGI application yields bytes, not {type(piece).__name__} (PEP 3333)")
+
+
 def _check_header(name: str, value: str) -> None:
-    if type(name) is not str or type(value) is not str:
+    if not isinstance(name, str) or not isinstance(value, str):
         raise TypeError(f"a header's name and value are strings (PEP 3333): {name!r}: {value!r}")
     if not _TOKEN(name):
         raise ValueError(f"{name!r} is no name of a header")
