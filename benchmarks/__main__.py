@@ -9,7 +9,17 @@ import os
 import platform
 import sys
 
-GROUPS = ("decorator", "drivers", "imports", "on_the_loop")
+GROUPS = (
+    "decorator",
+    "drivers",
+    "django",
+    "imports",
+    "on_the_loop",
+    "sharing",
+    "connections",
+    "asgi",
+    "wsgi",
+)
 
 
 def main() -> int:
@@ -45,8 +55,9 @@ def write(tables: list, path: str) -> None:
     import pyperf
 
     benchmarks = [
-        pyperf.Benchmark([pyperf.Run(values, metadata={"name": f"{table.title}: {case}"})])
+        pyperf.Benchmark([pyperf.Run(values, metadata={"name": f"{table.title}: {case}", **unit})])
         for table in tables
+        for unit in [{"unit": "byte" if table.unit == "MB" else "second"}]
         for case, values in table.values.items()
     ]
     pyperf.BenchmarkSuite(benchmarks).dump(path, replace=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyperf
 
-#: Seconds for each round of each case: by name of the case, in every process the same rounds.
+#: Seconds (in some tables, bytes) for each round of each case: by name of the case, in every
+#: process the same rounds.
 Values = dict[str, list[float]]
 
 #: Rounds before the first that counts.
@@ -52,10 +53,10 @@ class Case:
             return self._timer.timeit(self.loops) / self.loops / self.calls
 
 
-def take_turns(cases: list[Case], rounds: int) -> Values:
+def take_turns(cases: list[Case], rounds: int, warm_up: int = WARM_UP) -> Values:
     """Time each case once in every round; who begins changes from round to round."""
     values: Values = {case.name: [] for case in cases}
-    for number in range(-WARM_UP, rounds):
+    for number in range(-warm_up, rounds):
         first = number % len(cases)
         for case in cases[first:] + cases[:first]:
             seconds = case.seconds()
@@ -92,11 +93,15 @@ def missing(*modules: str) -> bool:
 
 @dataclass
 class Ratio:
-    """A column: each case's whole cost by its base's, or what it adds by what another case adds."""
+    """A column: each case's whole cost by its base's, or by that of another case; or what it adds
+    to its base by what another case adds.
+    """
 
     heading: str
-    #: The other case; None: the base.
+    #: The other case, for what it adds.
     added_by: str | None = None
+    #: The other case, for the whole; None: the base.
+    of: str | None = None
     #: What is asked of some cases.
     at_most: dict[str, float] = field(default_factory=dict)
 
@@ -156,18 +161,26 @@ class Table:
 
     def _ratio(self, ratio: Ratio, case: str) -> float | None:
         if ratio.added_by is None:
-            return 1 + self._added(case) / self._medians[self.cases[case]]
+            of = ratio.of or self.cases[case]
+            return None if of not in self._medians else self._by(case, of)
         if ratio.added_by not in self._medians:
             return None
         return self._added(case) / self._added(ratio.added_by)
 
+    def _by(self, case: str, other: str) -> float:
+        return 1 + self._difference(case, other) / self._medians[other]
+
     def _added(self, case: str) -> float:
+        return self._difference(case, self.cases[case])
+
+    def _difference(self, case: str, other: str) -> float:
         """The median of the differences within a round: what slows a round slows both."""
-        pairs = zip(self.values[case], self.values[self.cases[case]], strict=True)
-        return median(seconds - bare for seconds, bare in pairs)
+        pairs = zip(self.values[case], self.values[other], strict=True)
+        return median(value - other for value, other in pairs)
 
 
-_SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3}
+#: Of the values, which are seconds, or bytes.
+_SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "MB": 1e-6}
 
 
 if __name__ == "__main__":
