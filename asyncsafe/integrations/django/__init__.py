@@ -1,0 +1,199 @@
+"""Django: its own guards answer to asyncsafe, and what they leave open is guarded.
+
+Every `async_unsafe` in Django and in third-party backends asks `get_running_loop` in
+`django.utils.asyncio`: ours stands there. The methods that Django decorates itself are guarded in
+place of its decorator, which costs less than it does.
+
+The driver's own guards see what goes past Django: raw connections, and fetches.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ... import loops
+from ...guards import Guard, admit
+from ...installation import Integration, Operation
+from ...recorder import violations
+from .hints import tell
+from .settings import mode_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def _without_decorator(method: Any) -> Callable[..., Any]:
+    """What Django's async_unsafe was put round: ours stands in its place."""
+    undecorated: Callable[..., Any] = getattr(method, "__wrapped__", method)
+    return undecorated
+
+
+def _sql(cursor: Any, sql: Any, *args: Any, **kwargs: Any) -> object:
+    return sql.as_string(cursor.cursor) if hasattr(sql, "as_string") else sql
+
+
+def _connection(thing: Any) -> Any:
+    """The driver's connection, of a DatabaseWrapper, or of what has one; None before it connects."""
+    connection = getattr(getattr(thing, "db", thing), "connection", None)
+    # A compiler's is the DatabaseWrapper.
+    return getattr(connection, "connection", None) if hasattr(connection, "alias") else connection
+
+
+def _is_connected(wrapper: Any, *args: Any, **kwargs: Any) -> bool:
+    return wrapper.connection is not None
+
+
+def _is_not_connected(wrapper: Any) -> bool:
+    return wrapper.connection is None
+
+
+def _begins_or_ends(wrapper: Any, autocommit: bool, *args: Any, **kwargs: Any) -> bool:
+    """Whether set_autocommit() touches a transaction.
+
+    An atomic block turns it on again at its end, whatever has become of the commit or the rollback.
+    Where that was made, what is left are the functions of on_commit(), whose calls are their own.
+    Where it was refused, the transaction is open, and SQLite and MySQL would commit it.
+    """
+    if not autocommit:
+        return True
+    on_its_way = sys.exc_info()[1]
+    if on_its_way is None:
+        return not wrapper.run_commit_hooks_on_set_autocommit_on
+    violation = getattr(on_its_way, "violation", None)
+    return violation is not None and violation.operation in _ENDS
+
+
+_ENDS = ("django.db.connection.commit", "django.db.connection.rollback")
+
+
+class _Rows:
+    """An iterator's rows, fetched in chunks: begun in synchronous code, and continued on a loop."""
+
+    __slots__ = ("_chunks", "db")
+
+    def __init__(self, chunks: Iterator[Any], db: Any) -> None:
+        self._chunks = chunks
+        self.db = db
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._chunks)
+
+
+def _with_rows(execute_sql: Callable[..., Any]) -> Callable[..., Any]:
+    """SQLCompiler.execute_sql(), with what it has still to fetch in _Rows."""
+    multi, chunked, size = execute_sql.__defaults__  # type: ignore[attr-defined]
+
+    @functools.wraps(execute_sql)
+    def execute(
+        self: Any, result_type: Any = multi, chunked_fetch: Any = chunked, chunk_size: Any = size
+    ) -> Any:
+        result = execute_sql(self, result_type, chunked_fetch, chunk_size)
+        if chunked_fetch and hasattr(result, "__next__"):
+            return _Rows(result, self.connection)
+        return result
+
+    return execute
+
+
+def _never(*args: Any, **kwargs: Any) -> bool:
+    return False
+
+
+def _get_running_loop() -> object:
+    """In django.utils.asyncio: what a function that Django's async_unsafe decorates asks.
+
+    Raises SynchronousOnlyOperation where the call is refused, and RuntimeError, as asyncio does
+    where no loop runs, where it is to be made.
+    """
+    if loops.namespace["get_running_loop"]() is not None:
+        asking = sys._getframe(1).f_locals
+        function = asking["func"]
+        name = f"{function.__module__}.{function.__qualname__}"
+        guard = Guard(name, library="django", describe=tell, mode=mode_of)
+        pending = admit(guard, asking["args"], asking["kwargs"])
+        if pending is not None:
+            # The call is Django's to make: how long it takes, the driver's guard can tell.
+            violations.end(pending, 0.0)
+    raise RuntimeError("no running event loop that this call would block")
+
+
+def _of_django(name: str, **options: Any) -> Operation:
+    return Operation(
+        name, called=f"django.db.connection.{name}", adapt=_without_decorator, **options
+    )
+
+
+_CURSOR = [
+    Operation("execute", called="django.db.cursor.execute", statement=_sql),
+    Operation("executemany", called="django.db.cursor.executemany", statement=_sql),
+    Operation("callproc", called="django.db.cursor.callproc", statement=_sql),
+]
+
+
+integration: Integration = Integration(
+    "django",
+    {
+        "django.db.backends.base.base": {
+            "BaseDatabaseWrapper": [
+                _of_django("connect"),
+                _of_django("ensure_connection", does_block=_is_not_connected),
+                _of_django("cursor"),
+                _of_django("commit", does_block=_is_connected),
+                _of_django("rollback", does_block=_is_connected, cleans_up=True),
+                _of_django("close", does_block=_is_connected, cleans_up=True),
+                _of_django("savepoint"),
+                _of_django("savepoint_rollback", cleans_up=True),
+                # It also releases a savepoint that was rolled back to.
+                _of_django("savepoint_commit", cleans_up=True),
+                # Django has no guard of its own there, but in ensure_connection().
+                _of_django("set_autocommit", does_block=_begins_or_ends),
+            ],
+        },
+        "django.db.backends.postgresql.base": {
+            "DatabaseWrapper": [
+                _of_django("get_new_connection"),
+                _of_django("create_cursor"),
+                _of_django("chunked_cursor"),
+                _of_django("is_usable", does_block=_is_connected),
+                _of_django("close_pool", cleans_up=True),
+            ],
+        },
+        "django.db.backends.mysql.base": {
+            "DatabaseWrapper": [
+                _of_django("get_new_connection"),
+                _of_django("create_cursor"),
+                _of_django("is_usable", does_block=_is_connected),
+            ],
+        },
+        "django.db.backends.oracle.base": {
+            "DatabaseWrapper": [
+                _of_django("get_new_connection"),
+                _of_django("create_cursor"),
+                _of_django("is_usable", does_block=_is_connected),
+                _of_django("close_pool", cleans_up=True),
+            ],
+        },
+        "django.db.backends.sqlite3.base": {
+            "DatabaseWrapper": [
+                _of_django("get_new_connection"),
+                _of_django("close", does_block=_is_connected, cleans_up=True),
+            ],
+        },
+        "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _CURSOR},
+        # The cursor is what is guarded in it.
+        "django.db.models.sql.compiler": {
+            "SQLCompiler": [Operation("execute_sql", adapt=_with_rows, does_block=_never)]
+        },
+        __name__: {"_Rows": [Operation("__next__", called="django.db.models.QuerySet.iterator")]},
+    },
+    replaced={"django.utils.asyncio": {"": {"get_running_loop": _get_running_loop}}},
+    connection=_connection,
+    describe=tell,
+    mode=mode_of,
+    distributions=("Django",),
+)
