@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Library = Literal["asyncio", "trio", "curio", "twisted"]
     Running = tuple[Library, Any]
-    Owner = tuple[int, object, object]
+    Caller = tuple[int, object, object]
 
 #: A function written in C that takes nothing and returns None: while no library with an event
 #: loop is imported, and in mode "off", the guards ask this one.
@@ -121,7 +121,7 @@ def watch_workers(works_for: Callable[[], object | None]) -> None:
             _bind()
 
 
-def current_owner(running: Running | None) -> Owner:
+def current_caller(running: Running | None) -> Caller:
     """Who is running: the thread's identifier, the greenlet (or None), the task (or None)."""
     from _thread import get_ident
 

@@ -180,6 +180,7 @@ class Recorder:
             violation.call_site,
             violation.coroutine,
             violation.begun_at,
+            violation.subject,
         )
         site = self._sites.get(name)
         if site is None:

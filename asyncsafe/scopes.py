@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class _Entry:
-    """One entry of a scope, by one owner. A context variable carries it to the calls below.
+    """One entry of a scope, by one caller. A context variable carries it to the calls below.
 
     Contexts are copied, to child tasks and sometimes to threads, so an entry counts only for
-    the owner that made it, and not after it has ended.
+    the caller that made it, and not after it has ended.
     """
 
     __slots__ = (
@@ -42,7 +42,7 @@ class _Entry:
 
     def __init__(self, scope: _Scope, outer: _Entry | None) -> None:
         self.scope = scope
-        self.thread, greenlet, task = loops.current_owner(loops.find_running())
+        self.thread, greenlet, task = loops.current_caller(loops.find_running())
         self.greenlet = None if greenlet is None else _reference(greenlet)
         self.task = None if task is None else _reference(task)
         self.outer = outer
@@ -51,8 +51,8 @@ class _Entry:
         self.active = True
         self.token: Token[_Entry | None] | None = None
 
-    def holds_for(self, owner: loops.Owner) -> bool:
-        thread, greenlet, task = owner
+    def holds_for(self, caller: loops.Caller) -> bool:
+        thread, greenlet, task = caller
         if self.thread != thread or (None if self.task is None else self.task()) is not task:
             return False
         if self.task is not None and task is None:
@@ -73,10 +73,10 @@ def current_scopes(running: loops.Running | None) -> list[_Entry]:
     entry = _innermost.get()
     if entry is None:
         return []
-    owner = loops.current_owner(running)
+    caller = loops.current_caller(running)
     held = []
     while entry is not None:
-        if entry.active and entry.holds_for(owner):
+        if entry.active and entry.holds_for(caller):
             held.append(entry)
         entry = entry.outer
     return held

@@ -122,6 +122,7 @@ def _description(site: CallSite) -> bytes:
     violation = site.violation
     names = (
         "operation",
+        "subject",
         "library",
         "statement",
         "loop",
@@ -175,9 +176,8 @@ def read_recordings(directory: str) -> dict[str, Any]:
 
 def _merge(sites: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
     outcomes = {name: entry.pop(name) for name in ("raised", "warned", "recorded", "allowed")}
-    key = json.dumps(
-        [entry["operation"], entry["call_site"], entry["coroutine"], entry["begun_at"]]
-    )
+    told = ("operation", "subject", "call_site", "coroutine", "begun_at")
+    key = json.dumps([entry[name] for name in told])
     site = sites.get(key)
     if site is None:
         sites[key] = {**entry, "outcomes": outcomes}

@@ -101,10 +101,18 @@ def _row(site: dict[str, Any]) -> tuple[str, ...]:
         "refused" if refused else seconds(site["seconds"]),
         "" if refused else seconds(site["worst"]),
         f"{site['calls']:,}",
-        site["operation"],
+        _asked(site),
         _place(at),
         "a callback of the loop" if under is None else "" if under == at else _place(under),
     )
+
+
+def _asked(site: dict[str, Any]) -> str:
+    """What the user's line asked for, and the operation that it took."""
+    operation: str = site["operation"]
+    if site["subject"] is None:
+        return operation
+    return f"{site['subject']} ({'.'.join(operation.split('.')[-2:])})"
 
 
 def _sharing_row(site: dict[str, Any]) -> tuple[str, ...]:
