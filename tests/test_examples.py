@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -88,3 +92,60 @@ class TestFlaskAndPsycopg2:
 
     def test_nothing_blocks_the_loop(self, flask_psycopg2: str) -> None:
         assert "nothing blocked the event loop" in flask_psycopg2
+
+
+@pytest.fixture(scope="module")
+def django_project(postgres: str) -> str:
+    return run_example("django_project", {**os.environ, "DATABASE_URL": postgres})
+
+
+class TestDjangoProject:
+    def test_every_request_is_answered(self, django_project: str) -> None:
+        assert re.search(r"Of (\d+) requests \1 were answered with 200\.", django_project)
+
+    @pytest.mark.parametrize(
+        "told",
+        [
+            r"QuerySet\[Order\] was iterated .* list_orders\(\)",
+            r"Order\.customer was loaded .* list_orders\(\)",
+            r"template 'shop/orders\.html' .* orders_page\(\)",
+            r"transaction\.atomic\(\) was entered .* pay_order\(\)",
+            r"order\.save\(\) was called .* pay_order\(\)",
+            r"FileSystemStorage\.save\) .* upload_invoice\(\)",
+            r"request\.user was loaded .* whoami\(\)",
+            r"whoami\(\) .* user = await request\.auser\(\)",
+        ],
+    )
+    def test_its_mistakes_are_told(self, django_project: str, told: str) -> None:
+        assert re.search(told, django_project), django_project
+
+    def test_the_corrected_views_are_not(self, django_project: str) -> None:
+        assert "shop/views.py" in django_project
+        assert "shop/right.py" not in django_project
+
+    def test_daphne_serves_it(self, postgres: str, tmp_path: Path) -> None:
+        """Twisted's reactor on asyncio's loop."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        report = tmp_path / "report.json"
+        command = ["asyncsafe", "run", "--report", report, "daphne", "-p", str(port)]
+        with subprocess.Popen(
+            [sys.executable, "-m", *command, "mysite.asgi:application"],
+            cwd=ROOT / "examples" / "django_project",
+            env={**os.environ, "DATABASE_URL": postgres},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as daphne:
+            try:
+                assert daphne.stderr is not None
+                next(line for line in daphne.stderr if "Listening on TCP" in line)
+                for page in ("orders", "right/orders"):
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}/") as response:
+                        assert response.status == 200
+            finally:
+                daphne.send_signal(signal.SIGINT)
+                daphne.communicate(timeout=30)
+        sites = json.loads(report.read_text())["sites"]
+        files = {Path(site["call_site"]["file"]).name for site in sites}
+        assert files == {"views.py"}
