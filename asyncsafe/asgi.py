@@ -118,20 +118,18 @@ class ConnectionMiddleware:
         self, request: owners.Request, thread: _RequestThread, entered: _RequestContext | None
     ) -> asyncio.Future[Any] | None:
         """Release what the request still has. Returns what is done when that is, or None."""
-        request.ended = True
-        for owner in request.owners:
-            owner.ended = True
-            owner.leave = None  # a cycle: its context knows the owner
+        request.end()
+        mine = request.idle()
         # Below another ThreadSensitiveContext, or async_to_sync, it is a thread of theirs.
         ours = entered is not None and getattr(AsyncToSync.executors, "current", None) is None
         if not ours or thread.busy:
             # A call that was cancelled still runs there, and may use what this thread made.
-            here = [owner for owner in request.owners if get_ident() in owner.made_in.values()]
+            here = [owner for owner in mine if get_ident() in owner.made_in.values()]
         else:
             here = []
-            for owner in request.owners:
+            for owner in mine:
                 owner.release()
-        left = [owner for owner in request.owners if owner.kept]
+        left = [owner for owner in mine if owner.kept]
         others = self._others if thread.used or not ours else ()
         if not left and not others:
             return None
@@ -154,9 +152,8 @@ class ConnectionMiddleware:
 
 def _release_here(request: owners.Request) -> None:
     """Release all that a request has, in this thread."""
-    request.ended = True
-    for owner in request.owners:
-        owner.ended = True
+    request.end()
+    for owner in request.idle():
         owner.release(everything=True)
 
 

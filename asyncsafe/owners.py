@@ -13,6 +13,7 @@ import sys
 import threading
 from _thread import start_new_thread
 from contextvars import ContextVar
+from functools import partial
 from weakref import WeakKeyDictionary, finalize, ref
 
 from . import loops
@@ -110,10 +111,11 @@ class Owner:
             self.disown()
         here = threading.get_ident()
         for keeper, thread in tuple(self.made_in.items()):
-            if (everything or thread == here) and keeper in self.kept:
+            # Two threads may be at it: each releases what it has popped.
+            if (everything or thread == here) and self.made_in.pop(keeper, None) is not None:
                 try:
                     with acting_for(self, lent=False):
-                        release(keeper, self.kept[keeper], self)
+                        release(keeper, self.kept[keeper], self, elsewhere=thread != here)
                 finally:
                     self.drop(keeper)
 
@@ -172,40 +174,111 @@ class Request:
         _request.reset(self._tokens[0])
         _of_context.reset(self._tokens[1])
         _watched.reset(self._tokens[2])
+        self._tokens = None  # they know the request before, of a pipeline
+
+    def end(self) -> None:
+        """It has ended: what worker threads go on with is released when they are done with it."""
+        with self._lock:
+            self.ended = True
+            for owner in self.owners:
+                owner.ended = True
+                owner.leave = None  # a cycle: its context knows the owner
+
+    def idle(self) -> list[Owner]:
+        """Its owners, but for those whose worker threads are still at work."""
+        with self._lock:
+            busy = [owner for visited_by, owner in self._visits if _at_work(visited_by())]
+        return [owner for owner in self.owners if owner not in busy]
 
     def for_worker(self) -> Owner:
         """The owner for the worker thread that asks."""
         visit = _visit.get()
-        if visit is not None and visit.request is self and visit.thread == threading.get_ident():
+        if (
+            visit is not None
+            and visit.request is self
+            and visit.thread == threading.get_ident()
+            and not visit.over
+        ):
             return visit.owner
         with self._lock:
-            for number, (visited_by, owner) in enumerate(self._visits):
-                if visited_by() is None:
-                    visit = _Visit(self, owner)
-                    self._visits[number] = ref(visit), owner
-                    break
+            free = (n for n, (visit, _) in enumerate(self._visits) if not _at_work(visit()))
+            number = next(free, len(self._visits))
+            if number < len(self._visits):
+                visited_by, owner = self._visits[number]
+                if (before := visited_by()) is not None:
+                    before.over = True
             else:
                 owner = Owner(f"a worker thread of {self.owner.name}", works_for=self)
-                visit = _Visit(self, owner)
-                self._visits.append((ref(visit), owner))
+                owner.ended = self.ended
                 self.owners.append(owner)
+            visit = _Visit(self, owner)
+            self._visits[number : number + 1] = [(ref(visit, partial(self._visited, owner)), owner)]
         _visit.set(visit)
         return owner
+
+    def _visited(self, owner: Owner, _: object) -> None:
+        """A callback for a visit's being freed."""
+        if self.ended and owner.kept:
+            # Not here: a pool may be at work in this thread, and hold its lock.
+            try:
+                start_new_thread(owner.release, (True,))
+            except RuntimeError:
+                owner.disown()  # the interpreter is about to end
 
 
 class _Visit:
     """One call in a worker thread, for a request.
 
-    `to_thread` and its like run each call in a copy of the context that ends with the call. The
-    copy holds the only reference to the visit, so that its end is seen.
+    `to_thread` and its like run each call in a copy of the context that ends soon after the call.
+    The copy holds the only reference to the visit, so that its end is seen. But whoever awaits the
+    call may go on before, and a traceback keeps the copy: `is_over` asks the thread.
     """
 
-    __slots__ = ("__weakref__", "owner", "request", "thread")
+    __slots__ = ("__weakref__", "call", "over", "owner", "request", "thread")
 
     def __init__(self, request: Request, owner: Owner) -> None:
         self.request: Request = request
         self.owner: Owner = owner
         self.thread: int = threading.get_ident()
+        #: Whether somebody else has taken the owner over.
+        self.over: bool = False
+        #: What the thread was given to do. The frame itself would keep its variables.
+        frame = _call(sys._getframe(1))
+        self.call: tuple[int, Any] = id(frame), frame.f_code
+
+    def is_over(self) -> bool:
+        """Whether the thread has returned from the call."""
+        if self.over:
+            return True
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None:
+            if (id(frame), frame.f_code) == self.call:
+                return False
+            frame = frame.f_back
+        return True
+
+
+def _at_work(visit: _Visit | None) -> bool:
+    # A thread does one thing at a time.
+    return visit is not None and visit.thread != threading.get_ident() and not visit.is_over()
+
+
+#: Modules whose functions call in worker threads what they were given.
+_POOLS = frozenset(
+    {
+        "anyio._backends._asyncio",
+        "asgiref.current_thread_executor",
+        "concurrent.futures.thread",
+        "threading",
+    }
+)
+
+
+def _call(frame: Any) -> Any:
+    """The outermost frame of what a worker thread was given to do."""
+    while frame.f_back is not None and frame.f_back.f_globals.get("__name__") not in _POOLS:
+        frame = frame.f_back
+    return frame
 
 
 class acting_for:  # noqa: N801  (used like a function)
@@ -297,7 +370,7 @@ def at_work() -> Owner | None:
             # A thread that has ended closes its connections: nobody's call.
             return None if acting.ended and acting.task is _no_task else acting
         request = _request.get()
-        return None if request is None or request.ended else request.for_worker()
+        return None if request is None else request.for_worker()
     owner = current()
     return owner if owner.task() is not None else None
 
@@ -365,7 +438,7 @@ def _of_thread() -> Owner:
     if acting is not None:
         return acting
     request = _request.get()
-    if request is not None and not request.ended and _get_running_loop() is None:
+    if request is not None and _get_running_loop() is None:
         return request.for_worker()
     if _thread.own is None:
         _thread.own = _OfThread()
@@ -408,7 +481,7 @@ def _no_task() -> None:
     """Stand in for a reference to a task where there is none."""
 
 
-def release(keeper: Keeper, thing: Any, owner: Owner) -> None:
+def release(keeper: Keeper, thing: Any, owner: Owner, elsewhere: bool = False) -> None:
     """Have its keeper close this. What goes wrong is logged."""
     try:
         keeper.release(thing)
@@ -417,7 +490,6 @@ def release(keeper: Keeper, thing: Any, owner: Owner) -> None:
 
         # sqlite3 closes in the thread that made the connection alone, or where it is freed. There
         # is no way into a thread of somebody else's pool.
-        elsewhere = owner.made_in.get(keeper) != threading.get_ident()
         logging.getLogger("asyncsafe").log(
             logging.DEBUG if elsewhere else logging.WARNING,
             "a connection of %s could not be closed, and was dropped",
