@@ -146,7 +146,7 @@ class Integration:
         with _guard_lock:
             replaced = self.replaced.get(module.__name__, {})
             operations = self.operations.get(module.__name__, {})
-            for class_name in {**replaced, **operations}:
+            for class_name in {**operations, **replaced}:
                 owner = getattr(module, class_name, None) if class_name else module
                 if owner is None:
                     continue

@@ -152,7 +152,7 @@ def wrappers() -> int:
     """How many of the compiled wrappers exist."""
     gc.collect()
     return sum(
-        isinstance(one, FunctionType) and one.__code__.co_filename == WRAPPER_FILE
+        type(one) is FunctionType and one.__code__.co_filename == WRAPPER_FILE
         for one in gc.get_objects()
     )
 
