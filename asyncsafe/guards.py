@@ -130,7 +130,7 @@ def blocked(
     if args and scopes.is_exempt(args[0], guard.connection):
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
-    if guard.mode is not None and args and guard.mode(args[0]) == "off":
+    if guard.mode is not None and args and guard.mode(args[0]) == "off" and not _forbidden():
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
     if guard.connection is not None and args and guard.enabled and under_way() is None:
@@ -269,6 +269,11 @@ def _call_site(pending: Pending | None) -> Frame:
     if pending is not None and pending.site.violation.begun_at is None:
         return pending.site.violation.call_site
     return call_site(sys._getframe(1))
+
+
+def _forbidden() -> bool:
+    running = loops.find_running()
+    return running is not None and scopes.forbidden(running)
 
 
 def _does_block(

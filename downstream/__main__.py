@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .suites import compare, run
 
-RECIPES = ("cpython_sqlite3", "psycopg2")
+RECIPES = ("cpython_sqlite3", "django", "psycopg2")
 
 
 def main() -> int:
@@ -25,9 +25,10 @@ def main() -> int:
             directory = (options.keep or Path(temporary)).resolve() / name
             directory.mkdir(parents=True, exist_ok=True)
             recipe = importlib.import_module(f"downstream.{name}")
-            with recipe.prepared(directory) as suite:
-                bare, guarded = (run(suite, directory, guarded=g) for g in (False, True))
-            differ |= compare(suite, bare, guarded)
+            with recipe.prepared(directory) as suites:
+                for suite in suites:
+                    bare, guarded = (run(suite, directory, guarded=g) for g in (False, True))
+                    differ |= compare(suite, bare, guarded)
     return 1 if differ else 0
 
 

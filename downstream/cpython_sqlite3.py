@@ -10,5 +10,5 @@ from .suites import Suite
 
 
 @contextmanager
-def prepared(directory: Path) -> Iterator[Suite]:
-    yield Suite("cpython_sqlite3", "CPython's test_sqlite3", "test.test_sqlite3", "sqlite3")
+def prepared(directory: Path) -> Iterator[list[Suite]]:
+    yield [Suite("sqlite3", "CPython's test_sqlite3", ["test.test_sqlite3"], ["sqlite3"])]

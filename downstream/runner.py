@@ -1,13 +1,14 @@
 # ruff: noqa: N802  (unittest's names)
-"""What runs inside a suite's own process: python runner.py TESTS RESULTS [LIBRARY].
+"""What runs inside a suite's own process: python runner.py JSON (see `main`).
 
-Nothing of downstream/ is imported here, and of asyncsafe only where LIBRARY is to be guarded.
+Nothing of downstream/ is imported here, and of asyncsafe only where the run is guarded.
 """
 
 from __future__ import annotations
 
 import asyncio  # in both runs: without it a guard has nothing to ask
 import json
+import runpy
 import sys
 import unittest
 from collections.abc import Callable
@@ -16,25 +17,48 @@ from typing import Any
 
 #: By library: what must be refused on the loop while it is guarded.
 MUST_BE_REFUSED: dict[str, Callable[[Any], object]] = {
+    "django": lambda django: django.db.connection.cursor(),
     "psycopg2": lambda psycopg2: psycopg2.connect("host=/nowhere"),
     "sqlite3": lambda sqlite3: sqlite3.connect(":memory:"),
 }
 
+#: The libraries that must be refusing when the tests begin, and when they have ended.
+guarded: list[str] = []
+#: How each test ended, by its name.
+ended: dict[str, str] = {}
 
-def main(tests: str, results: str, library: str | None = None) -> None:
-    if library:
+
+def main(
+    results: str, tests: list[str], libraries: list[str], without: list[str], *, guard: bool
+) -> None:
+    """Run the tests, and write how each ended.
+
+    tests: what unittest's loader takes; or the project's own script that runs them by unittest, and
+        its arguments.
+    libraries: those that the tests use. All that asyncsafe supports are guarded.
+    without: modules that can't be imported.
+    """
+    for module in without:
+        sys.modules[module] = None  # type: ignore[assignment]
+    if guard:
         import asyncsafe
 
-        asyncsafe.install(library)
+        asyncsafe.install()
+        guarded.extend(libraries)
     sys.path.insert(0, str(Path.cwd()))
-    suite = unittest.defaultTestLoader.loadTestsFromName(tests)
-    if library:
-        assert_guarded(library)
-    runner = unittest.TextTestRunner(verbosity=2, resultclass=Results)
-    ended = runner.run(suite).ended
-    if library:
-        assert_guarded(library)
+    unittest.TextTestRunner.resultclass = Results
+    if tests[0].endswith(".py"):
+        sys.argv = tests
+        try:
+            runpy.run_path(tests[0], run_name="__main__")
+        except SystemExit as exit_:
+            # A failed test is a result; nothing run at all is told by what has not ended.
+            print(f"{tests[0]} has ended with {exit_.code!r}", file=sys.stderr)
     else:
+        suite = unittest.defaultTestLoader.loadTestsFromName(tests[0])
+        unittest.TextTestRunner(verbosity=2).run(suite)
+    assert ended, "no test was run"
+    if not guard:
         assert "asyncsafe" not in sys.modules, "this run should have been without it"
     Path(results).write_text(json.dumps(ended, indent=1))
 
@@ -44,37 +68,45 @@ def assert_guarded(library: str) -> None:
     import asyncsafe
     from asyncsafe.installation import integration
 
-    patches = [patch for patch, guard in integration(library)._patches if guard is not None]
+    # By attribute: the last of its patches.
+    patches = {(patch.owner, patch.name): patch for patch, _ in integration(library)._patches}
     assert patches, f"{library} is not guarded"
-    for patch in patches:
-        current = vars(patch.owner)[patch.name]
-        function = current.fset if isinstance(current, property) else current
-        guard = getattr(function, "__async_unsafe__", None)
-        assert guard, f"{patch.owner}.{patch.name} is not guarded"
-        assert guard.enabled, f"the guard of {patch.owner}.{patch.name} lets everything through"
+    for (owner, name), patch in patches.items():
+        assert vars(owner)[name] is patch.replacement, f"{owner}.{name} is not guarded"
+    for patch, guard in integration(library)._patches:
+        assert guard is None or guard.enabled, (
+            f"the guard of {patch.owner}.{patch.name} lets everything through"
+        )
 
-    async def call() -> None:
-        MUST_BE_REFUSED[library](sys.modules[library])
+    async def refused_by() -> str | None:
+        try:
+            MUST_BE_REFUSED[library](sys.modules[library])
+        except asyncsafe.SynchronousOnlyOperation as refusal:
+            return refusal.violation.library
+        return None
 
-    try:
-        asyncio.run(call())
-    except asyncsafe.SynchronousOnlyOperation:
-        print(f"{library}: {len(patches)} guards in place, and refusing", file=sys.stderr)
-    else:
-        raise AssertionError(f"{library} is guarded, and did not refuse")
+    by = asyncio.run(refused_by())
+    assert by == library, f"what {library}'s guard must refuse was refused by: {by}"
+    print(f"{library}: {len(patches)} guards in place, and refusing", file=sys.stderr)
 
 
 class Results(unittest.TextTestResult):
-    """How each test ended, by its name."""
+    """Notes how each test ended."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ended: dict[str, str] = {}
+    def startTestRun(self) -> None:
+        super().startTestRun()
+        for library in guarded:
+            assert_guarded(library)
 
-    def note(self, test: Any, ended: str) -> None:
+    def stopTestRun(self) -> None:
+        for library in guarded:
+            assert_guarded(library)
+        super().stopTestRun()
+
+    def note(self, test: Any, how: str) -> None:
         """A test that ends twice (a failure, then an error in tearDown) has ended in both ways."""
         name = test.id()
-        self.ended[name] = f"{self.ended[name]}; {ended}" if name in self.ended else ended
+        ended[name] = f"{ended[name]}; {how}" if name in ended else how
 
     def addSuccess(self, test: Any) -> None:
         super().addSuccess(test)
@@ -107,4 +139,4 @@ class Results(unittest.TextTestResult):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**json.loads(sys.argv[1]))

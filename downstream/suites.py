@@ -22,10 +22,13 @@ class Suite:
     name: str
     #: What is run, for the reader.
     title: str
-    #: What unittest's loader takes: a module, or a function in it that makes a suite.
-    tests: str
-    #: The library to guard.
-    library: str
+    #: What unittest's loader takes, a module or a function in it that makes a suite; or a script of
+    #: the project's that runs its tests, and the script's arguments.
+    tests: list[str]
+    #: The libraries whose guards must be in place.
+    libraries: list[str]
+    #: Modules that this suite is to be run without.
+    without: list[str] = field(default_factory=list)
     #: Called before each run: where it is to run, and the environment that it needs.
     directory: Path | None = None
     environment: Callable[[], Mapping[str, str]] = field(default=dict)
@@ -34,15 +37,23 @@ class Suite:
 def run(suite: Suite, directory: Path, *, guarded: bool) -> Results:
     """Run it in a process of its own. Its output goes to a file in the directory."""
     how = "guarded" if guarded else "bare"
-    results, output = directory / f"{how}.json", directory / f"{how}.txt"
+    results = directory / f"{suite.name}-{how}.json"
+    output = directory / f"{suite.name}-{how}.txt"
     results.unlink(missing_ok=True)
     environment = {**os.environ, **suite.environment(), "PYTHONHASHSEED": "0"}
     for variable in ("ASYNCSAFE_MODE", "DJANGO_ALLOW_ASYNC_UNSAFE"):
         environment.pop(variable, None)
     runner = Path(__file__).with_name("runner.py")
+    asked = {
+        "results": str(results),
+        "tests": suite.tests,
+        "libraries": suite.libraries,
+        "without": suite.without,
+        "guard": guarded,
+    }
     with output.open("w") as file:
         ran = subprocess.run(
-            [sys.executable, "-P", runner, suite.tests, results, *[suite.library] * guarded],
+            [sys.executable, "-P", runner, json.dumps(asked)],
             cwd=suite.directory or directory,
             env=environment,
             stdout=file,

@@ -256,7 +256,9 @@ with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     asyncsafe.install()
 print([w.category.__name__ for w in caught])
-print(state() == before, patching._patched, patching._unlocked)
+# A class of ours, which stands in for what Django makes, is guarded on any interpreter.
+theirs = [t for t in patching._patched if not t.__module__.startswith("asyncsafe.")]
+print(state() == before, theirs, patching._unlocked)
 connection = sqlite3.connect(":memory:")
 print(connection.execute("select 1").fetchall())
 asyncsafe.uninstall()
@@ -277,7 +279,7 @@ def test_nothing_is_written_where_a_check_fails(case: str, tmp_path: Path) -> No
         assert "Nothing was changed" in line
     assert lines[2:] == [
         "['AsyncUnsafeWarning', 'AsyncUnsafeWarning']",
-        "True {} {}",
+        "True [] {}",
         "[(1,)]",
         "True",
     ]

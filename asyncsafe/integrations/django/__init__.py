@@ -4,7 +4,8 @@ Every `async_unsafe` in Django and in third-party backends asks `get_running_loo
 `django.utils.asyncio`: ours stands there. The methods that Django decorates itself are guarded in
 place of its decorator, which costs less than it does.
 
-The driver's own guards see what goes past Django: raw connections, and fetches.
+The driver's own guards see what goes past Django: raw connections, and the rows that a `for` takes
+from a cursor.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ def _sql(cursor: Any, sql: Any, *args: Any, **kwargs: Any) -> object:
 
 
 def _connection(thing: Any) -> Any:
-    """The driver's connection, of a DatabaseWrapper, or of what has one; None before it connects."""
-    connection = getattr(getattr(thing, "db", thing), "connection", None)
-    # A compiler's is the DatabaseWrapper.
-    return getattr(connection, "connection", None) if hasattr(connection, "alias") else connection
+    """The driver's connection, of a DatabaseWrapper or a cursor's; None before it connects."""
+    return getattr(getattr(thing, "db", thing), "connection", None)
 
 
 def _is_connected(wrapper: Any, *args: Any, **kwargs: Any) -> bool:
@@ -68,36 +67,60 @@ def _begins_or_ends(wrapper: Any, autocommit: bool, *args: Any, **kwargs: Any) -
 _ENDS = ("django.db.connection.commit", "django.db.connection.rollback")
 
 
+def _fetchone(self: Any) -> Any:
+    with self.db.wrap_database_errors:
+        return self.cursor.fetchone()
+
+
+def _fetchmany(self: Any, *args: Any, **kwargs: Any) -> Any:
+    with self.db.wrap_database_errors:
+        return self.cursor.fetchmany(*args, **kwargs)
+
+
+def _fetchall(self: Any) -> Any:
+    with self.db.wrap_database_errors:
+        return self.cursor.fetchall()
+
+
+def _close(self: Any) -> None:
+    self.cursor.close()
+
+
+def _is_server_side(wrapper: Any) -> bool:
+    return getattr(wrapper.cursor, "name", None) is not None
+
+
+def _is_remote(fetching: Any, *args: Any, **kwargs: Any) -> bool:
+    """Whether rows are still the server's: not where the client has had all of them."""
+    return fetching.db.vendor not in ("postgresql", "mysql") or _is_server_side(fetching)
+
+
 class _Rows:
-    """An iterator's rows, fetched in chunks: begun in synchronous code, and continued on a loop."""
+    """A cursor's rows, where its alias has a mode of its own."""
 
-    __slots__ = ("_chunks", "db")
+    __slots__ = ("_rows", "cursor", "db")
 
-    def __init__(self, chunks: Iterator[Any], db: Any) -> None:
-        self._chunks = chunks
-        self.db = db
+    def __init__(self, rows: Iterator[Any], wrapper: Any) -> None:
+        self._rows = rows
+        self.cursor = wrapper.cursor
+        self.db = wrapper.db
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return next(self._chunks)
+        return next(self._rows)
 
 
-def _with_rows(execute_sql: Callable[..., Any]) -> Callable[..., Any]:
-    """SQLCompiler.execute_sql(), with what it has still to fetch in _Rows."""
-    multi, chunked, size = execute_sql.__defaults__  # type: ignore[attr-defined]
+def _with_mode(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """CursorWrapper.__iter__(). Else the driver's guard sees each row, and that once is enough."""
 
-    @functools.wraps(execute_sql)
-    def execute(
-        self: Any, result_type: Any = multi, chunked_fetch: Any = chunked, chunk_size: Any = size
-    ) -> Any:
-        result = execute_sql(self, result_type, chunked_fetch, chunk_size)
-        if chunked_fetch and hasattr(result, "__next__"):
-            return _Rows(result, self.connection)
-        return result
+    @functools.wraps(iterate)
+    def __iter__(self: Any) -> Iterator[Any]:  # noqa: N807
+        rows = iterate(self)
+        return rows if mode_of(self) is None else _Rows(rows, self)
 
-    return execute
+    return __iter__
 
 
 def _never(*args: Any, **kwargs: Any) -> bool:
@@ -128,10 +151,19 @@ def _of_django(name: str, **options: Any) -> Operation:
     )
 
 
+def _fetching(name: str) -> Operation:
+    return Operation(name, called=f"django.db.cursor.{name}", does_block=_is_remote)
+
+
 _CURSOR = [
     Operation("execute", called="django.db.cursor.execute", statement=_sql),
     Operation("executemany", called="django.db.cursor.executemany", statement=_sql),
     Operation("callproc", called="django.db.cursor.callproc", statement=_sql),
+    _fetching("fetchone"),
+    _fetching("fetchmany"),
+    _fetching("fetchall"),
+    Operation("close", called="django.db.cursor.close", does_block=_is_server_side, cleans_up=True),
+    Operation("__iter__", adapt=_with_mode, does_block=_never),
 ]
 
 
@@ -185,13 +217,21 @@ integration: Integration = Integration(
             ],
         },
         "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _CURSOR},
-        # The cursor is what is guarded in it.
-        "django.db.models.sql.compiler": {
-            "SQLCompiler": [Operation("execute_sql", adapt=_with_rows, does_block=_never)]
-        },
-        __name__: {"_Rows": [Operation("__next__", called="django.db.models.QuerySet.iterator")]},
+        __name__: {"_Rows": [_fetching("__next__")]},
     },
-    replaced={"django.utils.asyncio": {"": {"get_running_loop": _get_running_loop}}},
+    replaced={
+        "django.utils.asyncio": {"": {"get_running_loop": _get_running_loop}},
+        # It has them by __getattr__() alone. The rows of an iterator that was begun in synchronous
+        # code are fetched by them, too.
+        "django.db.backends.utils": {
+            "CursorWrapper": {
+                "fetchone": _fetchone,
+                "fetchmany": _fetchmany,
+                "fetchall": _fetchall,
+                "close": _close,
+            }
+        },
+    },
     connection=_connection,
     describe=tell,
     mode=mode_of,

@@ -57,7 +57,6 @@ def check_deployment(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessag
                 id="asyncsafe.W004",
             )
             for alias, options in settings.DATABASES.items()
-            if options.get("CONN_MAX_AGE") not in (0, None)
-            or options.get("CONN_MAX_AGE", 0) is None
+            if options.get("CONN_MAX_AGE", 0) != 0
         ]
     return found
