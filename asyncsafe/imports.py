@@ -26,7 +26,7 @@ def when_imported(name: str, callback: Callback) -> None:
     _watched.setdefault(name, []).append(callback)
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
-    if name in sys.modules:
+    if sys.modules.get(name) is not None:  # None: the program has blocked its import
         # Another thread may be in the midst of importing it: this waits until it is done.
         __import__(name)
     module = sys.modules.get(name)

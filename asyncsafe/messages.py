@@ -98,7 +98,7 @@ def _fixes(violation: Violation) -> list[str]:
         ]
     if violation.importing:
         lines = [f"  Import it earlier:   {fix(violation)}"]
-    elif violation.subject and violation.hint:
+    elif violation.subject and violation.hint and not _is_in_thread(violation.hint):
         lines = [
             f"  Write instead:       {violation.hint}",
             f"  or in a thread:      {_thread_fix(violation)}",
@@ -109,6 +109,10 @@ def _fixes(violation: Violation) -> list[str]:
     if violation.library == "django":
         lines += ["", f"  {DJANGO_SAYS}"]
     return lines
+
+
+def _is_in_thread(hint: str) -> bool:
+    return hint.startswith("await asyncsafe.database_sync_to_async(")
 
 
 def fix(violation: Violation) -> str:

@@ -69,7 +69,7 @@ def wrapper({parameters}):
 
 _GENERATOR_WRAPPER = """\
 def wrapper({parameters}):
-    return (yield from _advance(_guard, _call({all})))
+    return (yield from _advance(_guard, _call({all}), {positional}, {keywords}))
 """
 
 #: Where C code has a default of its own, a call that leaves the argument out must leave it out.
@@ -168,8 +168,10 @@ def _c_signature(call: Any, told: str | None) -> tuple[str, dict[str, str]] | No
     }
 
 
-def _advance(guard: Guard, generator: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """`yield from generator`, each step of which is a guarded call."""
+def _advance(
+    guard: Guard, generator: Generator[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Generator[Any, Any, Any]:
+    """`yield from generator`, each step of which is a guarded call with the arguments it was made of."""
     step: Callable[[Any], Any] = generator.send
     argument: Any = None
     started = cleaning_up = False
@@ -177,7 +179,7 @@ def _advance(guard: Guard, generator: Generator[Any, Any, Any]) -> Generator[Any
         pending = None
         if loops.namespace["get_running_loop"]() is not None:
             try:
-                pending = admit(guard, (), {}, cleaning_up)
+                pending = admit(guard, args, kwargs, cleaning_up)
             except (SynchronousOnlyOperation, AsyncUnsafeWarning) as refusal:
                 if not started:
                     raise

@@ -326,3 +326,14 @@ sys.argv = [{package!r}, "--help"]
 runpy.run_module({package!r}, run_name="__main__", alter_sys=True)
 """
     assert running.python(code, tmp_path).stdout
+
+
+def test_a_blocked_import_is_left_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in sys.modules: what programs, and Django's own tests, write to do without a library."""
+    monkeypatch.setitem(sys.modules, "a_blocked_module", None)
+    seen: list[object] = []
+    when_imported("a_blocked_module", seen.append)
+    forget("a_blocked_module", seen.append)
+    assert seen == []
+    with pytest.raises(ImportError):
+        importlib.import_module("a_blocked_module")

@@ -1,0 +1,1 @@
+"""A Django project that tests/integrations/test_django.py runs."""
