@@ -54,9 +54,12 @@ class Alias(Generic[C]):
     close: called with the connection, when it is to go. By default its own `close()`; for a pool's
         `getconn`, the pool's `putconn`.
     max_age: seconds after which a connection isn't used again (Django's CONN_MAX_AGE). None: as
-        long as its owner lives. It is replaced outside of transactions alone.
-    health_check: called with a connection that has been idle for CHECK_DELAY seconds, and at the
-        begin of each `database_sync_to_async` call: whether it can be used again. True: `SELECT 1`.
+        long as its owner lives.
+    health_check: called with a connection: whether it can be used again. True: `SELECT 1`.
+
+    Age and health are looked at before and after each `database_sync_to_async` call, by
+    `close_old_connections()`, and when a connection is asked for that nobody asked for in
+    CHECK_DELAY seconds; never in a transaction, nor where the driver doesn't tell of transactions.
     """
 
     def __init__(
@@ -230,8 +233,8 @@ class ConnectionHandler:
         state = _state(managed)
         now = monotonic()
         idle, state.asked = now - state.asked, now
-        old = alias.max_age is not None and now - state.opened >= alias.max_age
-        if (old or idle >= CHECK_DELAY) and _renew(alias, managed, owner):
+        # Not while it is in use: a cursor may be open on it.
+        if idle >= CHECK_DELAY and _renew(alias, managed, owner):
             return alias.open(owner)
         return managed
 
@@ -347,6 +350,8 @@ class ManagedConnection:
         state.alias.release(self)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_asyncsafe":  # in copy.copy(), which fills a new object
+            raise AttributeError(name)
         self.validate_thread_sharing()
         return getattr(self._asyncsafe.connection, name)
 
@@ -392,6 +397,13 @@ class ManagedConnection:
             return None
         self.validate_thread_sharing()
         connection = _driver_connection(state.connection)
+        if connection is not state.connection:
+            # Below a pool: what ends the transaction, and no driver's way to close (psycopg's).
+            if exc_type is None:
+                connection.commit()
+            else:
+                connection.rollback()
+            return None
         suppress = connection.__exit__(exc_type, exc, traceback)
         if getattr(connection, "closed", False) is True:  # psycopg's `with` closes
             self.close()
@@ -465,13 +477,16 @@ def _close(connection: Any) -> None:
 
 def _answers(connection: Any) -> bool:
     """Whether the server answers. Leaves no transaction open."""
-    cursor = connection.cursor()
-    try:
-        cursor.execute("SELECT 1")
-        cursor.fetchone()
-    finally:
-        cursor.close()
-    if in_transaction(connection) is not False:
+    if hasattr(connection, "exec_driver_sql"):  # SQLAlchemy's Connection
+        connection.exec_driver_sql("SELECT 1").close()
+    else:
+        cursor = connection.cursor()
+        try:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+        finally:
+            cursor.close()
+    if in_transaction(connection):
         connection.rollback()
     return True
 
@@ -496,7 +511,8 @@ def _driver_connection(connection: Any) -> Any:
 def _renew(alias: Alias[Any], managed: Any, owner: owners.Owner) -> bool:
     """Close this connection if it can't be used again. Returns whether it did."""
     state = _state(managed)
-    if state.shared or in_transaction(state.connection) or alias.is_usable(state):
+    # A driver that doesn't tell of transactions (None) may have one open.
+    if state.shared or in_transaction(state.connection) is not False or alias.is_usable(state):
         return False
     owner.drop(alias)
     owners.release(alias, managed, owner)

@@ -252,6 +252,8 @@ def _tell_sharing(
     running = loops.find_running()
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return
+    if guard.cleans_up and begun.owner.ended:
+        return  # the other is gone, and nobody else is left to end its transaction
     call = _describe_call(guard, args, kwargs, running or ("asyncio", None), begun, user)
     if guard.trusted and call.made_by(guard.trusted):
         return

@@ -119,6 +119,11 @@ class Owner:
                 finally:
                     self.drop(keeper)
 
+    def busy(self) -> bool:
+        """Whether another thread works for it at this moment."""
+        here = threading.get_ident()
+        return any(o is self and t != here for t, o in tuple(_acting.items()))
+
     def disown(self) -> None:
         """In a forked child: what it keeps is the parent process's. Never close it, nor free it."""
         _of_parent.append(dict(self.kept))
@@ -159,18 +164,32 @@ class Request:
         self.owner: Owner = Owner(name, task)
         self.owners: list[Owner] = [self.owner]
         self.ended: bool = False
-        self._visits: list[tuple[Callable[[], _Visit | None], Owner]] = []
+        #: Which worker thread goes on with which owner: the request's own first.
+        self._visits: list[tuple[Callable[[], _Visit | None], Owner]] = [(_no_task, self.owner)]
+        self._before: Owner | None = None
+        self._some_worker: Owner | None = None
+        #: Visits that last longer than the request.
+        self._late: list[Callable[[], _Visit | None]] = []
         self._lock = threading.Lock()
         self._tokens: tuple[Token[Any], Token[Any], Token[Any]] | None = None
 
     def begin(self) -> None:
         """From here on, in this task and what it calls, this request is the owner."""
+        if (task := self.owner.task()) is not None:
+            # Also for code that the task runs in another context.
+            self._before = _tasks.get(task)
+            _tasks[task] = self.owner
         # Worker threads get a copy of the context.
         self._tokens = _request.set(self), _of_context.set(self.owner), _watched.set(True)
 
     def leave(self) -> None:
         """Back to who was the owner before."""
         assert self._tokens is not None
+        task = self.owner.task()
+        if task is not None and self._before is not None:
+            _tasks[task] = self._before
+        elif task is not None:
+            _tasks.pop(task, None)
         _request.reset(self._tokens[0])
         _of_context.reset(self._tokens[1])
         _watched.reset(self._tokens[2])
@@ -188,7 +207,10 @@ class Request:
         """Its owners, but for those whose worker threads are still at work."""
         with self._lock:
             busy = [owner for visited_by, owner in self._visits if _at_work(visited_by())]
-        return [owner for owner in self.owners if owner not in busy]
+            # Those are released when the visits are freed: keep what tells.
+            self._late = [seen for seen, owner in self._visits if owner in busy]
+            self._visits.clear()
+            return [owner for owner in self.owners if owner not in busy]
 
     def for_worker(self) -> Owner:
         """The owner for the worker thread that asks."""
@@ -201,20 +223,39 @@ class Request:
         ):
             return visit.owner
         with self._lock:
-            free = (n for n, (visit, _) in enumerate(self._visits) if not _at_work(visit()))
-            number = next(free, len(self._visits))
-            if number < len(self._visits):
-                visited_by, owner = self._visits[number]
-                if (before := visited_by()) is not None:
-                    before.over = True
-            else:
-                owner = Owner(f"a worker thread of {self.owner.name}", works_for=self)
-                owner.ended = self.ended
-                self.owners.append(owner)
+            if visit is not None and visit.thread != threading.get_ident():
+                visit.over = True  # asgiref has brought it back from a call that has returned
+            number, owner = self._free_owner()
             visit = _Visit(self, owner)
-            self._visits[number : number + 1] = [(ref(visit, partial(self._visited, owner)), owner)]
+            seen = ref(visit, partial(self._visited, owner))
+            if self.ended:
+                # It is released when the visit ends: nobody may go on with it.
+                self._late.append(seen)
+            else:
+                self._visits[number : number + 1] = [(seen, owner)]
         _visit.set(visit)
         return owner
+
+    def some_worker(self) -> Owner:
+        """Who stands for a worker thread, of which only the request is known, and not the task."""
+        if self._some_worker is None:
+            self._some_worker = Owner(f"a worker thread of {self.owner.name}", works_for=self)
+        return self._some_worker
+
+    def _free_owner(self) -> tuple[int, Owner]:
+        """One that no thread is at work for, and its place; after the request's end, a new one."""
+        if not self.ended:
+            for number, (visited_by, owner) in enumerate(self._visits):
+                visit = visited_by()
+                if _at_work(visit) or owner.busy():
+                    continue
+                if visit is not None:
+                    visit.over = True
+                return number, owner
+        owner = Owner(f"a worker thread of {self.owner.name}", works_for=self)
+        owner.ended = self.ended
+        self.owners.append(owner)
+        return len(self._visits), owner
 
     def _visited(self, owner: Owner, _: object) -> None:
         """A callback for a visit's being freed."""
@@ -234,12 +275,15 @@ class _Visit:
     call may go on before, and a traceback keeps the copy: `is_over` asks the thread.
     """
 
-    __slots__ = ("__weakref__", "call", "over", "owner", "request", "thread")
+    __slots__ = ("__weakref__", "call", "mark", "over", "owner", "request", "thread")
 
     def __init__(self, request: Request, owner: Owner) -> None:
         self.request: Request = request
         self.owner: Owner = owner
         self.thread: int = threading.get_ident()
+        #: What tells this visit from the thread's next one.
+        self.mark: object = object()
+        _latest[self.thread] = self.mark
         #: Whether somebody else has taken the owner over.
         self.over: bool = False
         #: What the thread was given to do. The frame itself would keep its variables.
@@ -248,7 +292,7 @@ class _Visit:
 
     def is_over(self) -> bool:
         """Whether the thread has returned from the call."""
-        if self.over:
+        if self.over or _latest.get(self.thread) is not self.mark:
             return True
         frame = sys._current_frames().get(self.thread)
         while frame is not None:
@@ -262,6 +306,9 @@ def _at_work(visit: _Visit | None) -> bool:
     # A thread does one thing at a time.
     return visit is not None and visit.thread != threading.get_ident() and not visit.is_over()
 
+
+#: The last visit of each thread. A frame's id, by itself, may be another call's by now.
+_latest: dict[int, object] = {}
 
 #: Modules whose functions call in worker threads what they were given.
 _POOLS = frozenset(
@@ -370,7 +417,7 @@ def at_work() -> Owner | None:
             # A thread that has ended closes its connections: nobody's call.
             return None if acting.ended and acting.task is _no_task else acting
         request = _request.get()
-        return None if request is None else request.for_worker()
+        return None if request is None else request.some_worker()
     owner = current()
     return owner if owner.task() is not None else None
 

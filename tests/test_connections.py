@@ -280,8 +280,10 @@ def test_an_old_connection_is_replaced(path: Path, clock: Clock) -> None:
     connections = aged(path, max_age=60)
     first = connections["default"]
     clock.now += 59
+    connections.close_old_connections()
     assert connections["default"] is first
     clock.now += 1
+    connections.close_old_connections()
     second = connections["default"]
     assert second is not first
     assert is_closed(first)
@@ -303,6 +305,7 @@ def test_an_old_connection_stays_while_it_is_in_a_transaction(
         connections.close_old_connections()
     assert connections["default"] is first
     first.commit()
+    clock.now += 600
     if renew == "close_old_connections":
         connections.close_old_connections()
         assert connections.all() == []
@@ -311,9 +314,42 @@ def test_an_old_connection_stays_while_it_is_in_a_transaction(
     connections.close_all()
 
 
-def test_max_age_0_is_for_one_use(path: Path) -> None:
+def test_an_old_connection_that_is_in_use_stays(path: Path) -> None:
+    """A cursor may be open on it."""
     connections = aged(path, max_age=0)
-    assert connections["default"] is not connections["default"]
+    cursor = connections["default"].execute("SELECT 1 UNION SELECT 2")
+    assert cursor.fetchone() == (1,)
+    assert connections["default"].execute("SELECT 3").fetchall() == [(3,)]
+    assert cursor.fetchall() == [(2,)]
+    connections.close_all()
+
+
+def test_max_age_0_is_for_one_call(path: Path) -> None:
+    connections = aged(path, max_age=0)
+
+    async def main() -> None:
+        ask = database_sync_to_async(lambda: connections["default"])
+        assert is_closed(await ask())
+        assert await ask() is not await ask()
+
+    asyncio.run(main())
+
+
+def test_where_a_driver_does_not_tell_of_transactions_nothing_is_replaced(path: Path) -> None:
+    class Driver:
+        """All that PEP 249 asks for."""
+
+        def __init__(self) -> None:
+            connection = sqlite3.connect(path)
+            self.cursor, self.commit = connection.cursor, connection.commit
+            self.rollback, self.close = connection.rollback, connection.close
+
+    connections = ConnectionHandler({"default": Alias(Driver, max_age=0, health_check=True)})
+    connections["default"].cursor().execute("INSERT INTO orders VALUES (1)")
+    connections.close_old_connections()
+    connections["default"].commit()
+    with sqlite3.connect(path) as other:
+        assert other.execute("SELECT total FROM orders").fetchall() == [(1,)]
     connections.close_all()
 
 
@@ -397,8 +433,10 @@ def test_a_shared_connection_is_not_replaced(path: Path) -> None:
     connections = aged(path, max_age=0)
     first = connections["default"]
     first.inc_thread_sharing()
+    connections.close_old_connections()
     assert connections["default"] is first
     first.dec_thread_sharing()
+    connections.close_old_connections()
     assert connections["default"] is not first
     connections.close_all()
 
