@@ -254,9 +254,9 @@ class ASGIHandler:
     def _submit(self, response: Response, owner: owners.Owner) -> Future[None]:
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="asyncsafe-wsgi")
-        run = functools.partial(contextvars.copy_context().run, self._run, response, owner)
+        context = contextvars.copy_context()
         try:
-            return self._executor.submit(run)
+            return self._executor.submit(lambda: context.run(self._run, response, owner))
         except BaseException:
             response.abort()  # where no thread could be started, it waits for another
             raise

@@ -256,12 +256,13 @@ class _State:
     __slots__ = ("alias", "asked", "closed", "connection", "opened", "owner", "shared")
 
     def __init__(self, alias: Alias[Any], connection: Any, owner: owners.Owner) -> None:
-        self.alias = alias
-        self.connection = connection
-        self.owner = owner
-        self.closed = False
-        self.shared = 0
-        self.opened = self.asked = monotonic()
+        self.alias: Alias[Any] = alias
+        self.connection: Any = connection
+        self.owner: owners.Owner = owner
+        self.closed: bool = False
+        self.shared: int = 0
+        self.opened: float = monotonic()
+        self.asked: float = self.opened
 
 
 def _state(managed: ManagedConnection) -> _State:

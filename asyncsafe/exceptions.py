@@ -67,7 +67,7 @@ class ConnectionSharingError(RuntimeError):
 
     def __init__(self, message: str | Violation) -> None:
         super().__init__(message)
-        self.violation = None if isinstance(message, str) else message
+        self.violation: Violation | None = None if isinstance(message, str) else message
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.violation is None else self.violation.message()

@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from .violation import Told
 
 #: The libraries that have an integration: asyncsafe/integrations/NAME.py.
-LIBRARIES = ("django", "psycopg2", "sqlite3")
+LIBRARIES = (
+    "django",
+    "mysql.connector",
+    "mysqlclient",
+    "pg8000",
+    "psycopg",
+    "psycopg2",
+    "pymysql",
+    "sqlite3",
+)
 #: What else of them can block, and is guarded where install() is asked for it.
 OPTIONAL = ("django.caches", "django.files", "django.mail", "django.sessions")
 
@@ -188,8 +197,11 @@ class Integration:
             )
             replacement.__doc__ = current.__doc__  # else it would be the getter's
         else:
-            original = operation.adapt(current) if operation.adapt else current
+            function = current.__func__ if isinstance(current, classmethod) else current
+            original = operation.adapt(function) if operation.adapt else function
             replacement = wrap(original, guard, operation.parameters)
+            if function is not current:
+                replacement = classmethod(replacement)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
         return guarded
 
@@ -219,7 +231,7 @@ _guard_lock = ForkSafeLock()
 def install(*libraries: str) -> None:
     """Guard libraries: their synchronous operations are refused from a running event loop.
 
-    libraries: "sqlite3", "psycopg2"; none: every supported one. What is not imported yet is
+    libraries: "sqlite3", "psycopg2", ...; none: every supported one. What is not imported yet is
         guarded when it is, and never imported by this. Connections made before are guarded too.
 
     Raises ValueError for a name that is not supported, InstallationError where a library can't

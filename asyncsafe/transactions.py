@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 #: libpq's PQTRANS_ACTIVE, PQTRANS_INTRANS, PQTRANS_INERROR
@@ -12,11 +13,15 @@ _LIBPQ_OPEN = frozenset({1, 2, 3})
 _MYSQL_OPEN = 1
 
 
+#: For libraries that don't tell it in a way that others share: their integrations know how.
+tell_by_library: dict[str, Callable[[Any], bool | None]] = {}
+
+
 def in_transaction(connection: Any) -> bool | None:
     """Whether a transaction is open on this connection; None where its driver doesn't tell.
 
-    sqlite3, psycopg2, psycopg, PyMySQL, SQLAlchemy's connections and those of its pools, peewee's
-    databases. No statement is sent.
+    sqlite3, psycopg2, psycopg, PyMySQL, mysql.connector, SQLAlchemy's connections and those of its
+    pools, peewee's databases; pg8000 where it is guarded. No statement is sent.
     """
     try:
         told = connection.in_transaction  # sqlite3; a method of SQLAlchemy's and peewee's
@@ -27,6 +32,8 @@ def in_transaction(connection: Any) -> bool | None:
     else:
         return bool(told() if callable(told) else told)
     connection = getattr(connection, "driver_connection", connection)  # below SQLAlchemy's pools
+    if (tell := tell_by_library.get(type(connection).__module__.partition(".")[0])) is not None:
+        return tell(connection)
     try:
         return connection.info.transaction_status in _LIBPQ_OPEN  # psycopg2, psycopg
     except Exception:  # another driver, or closed
@@ -40,8 +47,7 @@ def in_transaction(connection: Any) -> bool | None:
 def begins_by_itself(connection: Any) -> bool:
     """Whether a transaction is open at all times: sqlite3's connections with `autocommit=False`.
 
-    Each end of one begins the next, with nothing in it.
+    Each end of one begins the next, with nothing in it. (mysql.connector sends a query to tell its
+    `autocommit`: sqlite3's connections alone are asked.)
     """
-    return getattr(connection, "autocommit", None) is False and hasattr(
-        connection, "in_transaction"
-    )
+    return hasattr(connection, "total_changes") and getattr(connection, "autocommit", 0) is False

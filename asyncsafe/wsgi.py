@@ -188,9 +188,9 @@ async def read_body(receive: Receive, in_memory: int, at_most: int | None) -> IO
                 blocks, held = [], 0
         if writing is None:
             return io.BytesIO(b"".join(blocks))
-        file = await asyncio.shield(writing)
-        file.seek(0)
-        return io.BufferedReader(file)  # type: ignore[type-var]
+        written = await asyncio.shield(writing)
+        written.seek(0)
+        return io.BufferedReader(written)  # type: ignore[type-var]
     except BaseException:
         if writing is not None:
             if writing.done():

@@ -15,6 +15,7 @@ GROUPS = (
     "django",
     "imports",
     "on_the_loop",
+    "postgres",
     "sharing",
     "connections",
     "asgi",

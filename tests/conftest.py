@@ -10,7 +10,7 @@ import pytest
 
 import asyncsafe
 
-pytest_plugins = ["tests.fix_postgres"]
+pytest_plugins = ["tests.fix_mysql", "tests.fix_postgres"]
 
 
 @pytest.fixture(autouse=True)

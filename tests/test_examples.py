@@ -13,7 +13,9 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
+import psycopg2
 import pytest
+from psycopg2.extensions import make_dsn
 
 ROOT = Path(__file__).parent.parent
 
@@ -95,8 +97,18 @@ class TestFlaskAndPsycopg2:
 
 
 @pytest.fixture(scope="module")
-def django_project(postgres: str) -> str:
-    return run_example("django_project", {**os.environ, "DATABASE_URL": postgres})
+def django_database(postgres: str) -> str:
+    """Other tests have Django's tables in the server's own."""
+    connection = psycopg2.connect(postgres)
+    connection.autocommit = True
+    connection.cursor().execute("CREATE DATABASE django_example")
+    connection.close()
+    return make_dsn(postgres, dbname="django_example")
+
+
+@pytest.fixture(scope="module")
+def django_project(django_database: str) -> str:
+    return run_example("django_project", {**os.environ, "DATABASE_URL": django_database})
 
 
 class TestDjangoProject:
@@ -123,8 +135,10 @@ class TestDjangoProject:
         assert "shop/views.py" in django_project
         assert "shop/right.py" not in django_project
 
-    def test_daphne_serves_it(self, postgres: str, tmp_path: Path) -> None:
-        """Twisted's reactor on asyncio's loop."""
+    def test_daphne_serves_it(
+        self, django_project: str, django_database: str, tmp_path: Path
+    ) -> None:
+        """Twisted's reactor on asyncio's loop. The other run has made the tables."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -133,7 +147,7 @@ class TestDjangoProject:
         with subprocess.Popen(
             [sys.executable, "-m", *command, "mysite.asgi:application"],
             cwd=ROOT / "examples" / "django_project",
-            env={**os.environ, "DATABASE_URL": postgres},
+            env={**os.environ, "DATABASE_URL": django_database},
             stderr=subprocess.PIPE,
             text=True,
         ) as daphne:

@@ -152,7 +152,8 @@ class TestInstall:
         directory = Path(asyncsafe.__file__).parent / "integrations"
         modules = {path.stem for path in directory.glob("[!_]*.py")}
         # Of some libraries nothing is guarded yet: their thread-local state can be swapped.
-        assert modules | {"django"} == {*LIBRARIES, *thread_locals.LIBRARIES}
+        packages = {"django", "mysql.connector"}
+        assert modules | packages == {*LIBRARIES, *thread_locals.LIBRARIES}
         names = (*LIBRARIES, *OPTIONAL)
         assert [integration(name).name for name in names] == list(names)
 
@@ -175,7 +176,7 @@ class TestUninstall:
         asyncsafe.uninstall("sqlite3")
         on_loop(partial(connection.execute, "select 1"))
         assert is_refused(partial(psycopg2.connect, "host=/nonexistent"))
-        asyncsafe.uninstall("psycopg2", "django")
+        asyncsafe.uninstall(*(name for name in LIBRARIES if name != "sqlite3"))
         assert state() == before
 
     def test_immutable_again(self) -> None:

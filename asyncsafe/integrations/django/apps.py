@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig
+from typing import TYPE_CHECKING
+
 from django.core import checks
 
 from ...installation import install
 from . import settings
 from .checks import check_deployment, check_settings
+
+if TYPE_CHECKING:
+
+    class AppConfig:
+        """Django's, which has no types."""
+
+        def ready(self) -> None:
+            """Called when Django has loaded its models."""
+
+else:
+    from django.apps import AppConfig
 
 
 class AsyncsafeConfig(AppConfig):

@@ -1,0 +1,1 @@
+"""The namespace of MySQL's own driver, `mysql.connector`."""
