@@ -289,7 +289,7 @@ class ManagedConnection:
     def driver_connection(self) -> Any:
         """The driver's own connection. Raises ConnectionSharingError for another than the owner."""
         self.validate_thread_sharing()
-        return self._asyncsafe.connection
+        return _driver_connection(self._asyncsafe.connection)
 
     def validate_thread_sharing(self) -> None:
         """Raise ConnectionSharingError, naming both, if the caller isn't the owner.
@@ -369,6 +369,11 @@ class ManagedConnection:
         # isinstance(connections["default"], sqlite3.Connection) is what programs ask.
         return type(self._asyncsafe.connection)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a connection can't be copied or pickled: ask for connections[alias] where it is used"
+        )
+
     def __dir__(self) -> list[str]:
         return sorted({*dir(ManagedConnection), *dir(self._asyncsafe.connection)})
 
@@ -398,8 +403,8 @@ class ManagedConnection:
             return None
         self.validate_thread_sharing()
         connection = _driver_connection(state.connection)
-        if connection is not state.connection:
-            # Below a pool: what ends the transaction, and no driver's way to close (psycopg's).
+        if connection is not state.connection and _with_closes(connection):
+            # The connection is its pool's: end the transaction, and no more.
             if exc_type is None:
                 connection.commit()
             else:
@@ -490,6 +495,11 @@ def _answers(connection: Any) -> bool:
     if in_transaction(connection):
         connection.rollback()
     return True
+
+
+def _with_closes(connection: Any) -> bool:
+    """Whether leaving a `with` block closes it: psycopg's (3), unlike psycopg2's and sqlite3's."""
+    return type(connection).__module__.partition(".")[0] == "psycopg"
 
 
 def _is_connection(thing: Any) -> bool:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import copy
+import functools
 import gc
 import json
 import pickle
@@ -10,12 +14,22 @@ import sqlite3
 import sys
 import textwrap
 import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psycopg
+import psycopg2
 import pytest
+import sqlalchemy
+from asgiref.sync import sync_to_async
+from fastapi import Depends, FastAPI
+from sqlalchemy.pool import QueuePool
 
 import asyncsafe
+from asyncsafe import Alias, ConnectionHandler, database_sync_to_async
+from asyncsafe.asgi import ConnectionMiddleware
 
 from . import running
 from .running import on_loop
@@ -282,3 +296,418 @@ def test_nothing_is_left_to_collect() -> None:
     asyncio.run(main())
     gc.collect()
     assert str(on_refused[0]).startswith("tests.test_regressions.")
+
+
+# Connections ------------------------------------------------------------------------------------
+
+#: Seconds after which something that should happen has not.
+LONG = 20.0
+
+HTTP: dict[str, Any] = {"type": "http", "method": "POST", "path": "/orders", "headers": []}
+
+
+def request(
+    app: Callable[[], Awaitable[object]], context: contextvars.Context | None = None
+) -> asyncio.Task[None]:
+    """One request to an application, which is called without arguments, below the middleware."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await app()
+
+    async def serve() -> None:
+        await ConnectionMiddleware(application)(dict(HTTP), None, None)  # type: ignore[arg-type]
+
+    return asyncio.create_task(serve(), context=context)
+
+
+async def concurrently(rounds: int, app: Callable[[int], Awaitable[object]]) -> None:
+    """Some requests, eight at a time."""
+    numbers = iter(range(rounds))
+
+    async def client() -> None:
+        for number in numbers:
+            await request(functools.partial(app, number))
+
+    await asyncio.gather(*(client() for _ in range(8)))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A database of sqlite's, with one table."""
+    path = tmp_path / "orders.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE orders (n INTEGER)")
+    return path
+
+
+def rows(path: Path) -> list[int]:
+    """What was committed."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return [n for (n,) in connection.execute("SELECT n FROM orders ORDER BY n")]
+
+
+class Server:
+    """A table of PostgreSQL's, and connections to it from a pool."""
+
+    def __init__(self, dsn: str, driver: Any, pool_size: int) -> None:
+        self.pool = QueuePool(
+            lambda: driver.connect(dsn), pool_size=pool_size, max_overflow=0, timeout=5
+        )
+        self.connections = ConnectionHandler({"default": self.pool.connect})
+
+    def insert(self, n: int) -> None:
+        self.connections["default"].cursor().execute("INSERT INTO rg_orders VALUES (%s)", [n])
+
+    def commit(self) -> None:
+        self.connections["default"].commit()
+
+    def backend(self) -> int:
+        """The server's process for the caller's connection."""
+        cursor = self.connections["default"].cursor()
+        cursor.execute("SELECT pg_backend_pid()")
+        return int(cursor.fetchone()[0])
+
+    def insert_and_commit(self, n: int) -> None:
+        self.insert(n)
+        self.commit()
+
+
+@pytest.fixture
+def serve(postgres: str) -> Iterator[Callable[..., Server]]:
+    """Makes a Server, of this driver and with a pool of this size."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS rg_orders")
+        connection.execute("CREATE TABLE rg_orders (n INTEGER)")
+    made: list[Server] = []
+
+    def make(driver: Any = psycopg2, pool_size: int = 10) -> Server:
+        made.append(Server(postgres, driver, pool_size))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.pool.dispose()
+
+
+def served(dsn: str) -> list[int]:
+    """What was committed to PostgreSQL."""
+    with psycopg.connect(dsn) as connection:
+        return [n for (n,) in connection.execute("SELECT n FROM rg_orders ORDER BY n").fetchall()]
+
+
+def test_a_connection_that_is_being_closed_is_handed_to_nobody(path: Path) -> None:
+    """A task that outlived its request went on with what the request's end was about to close."""
+    closing, asked = threading.Event(), threading.Event()
+
+    def close(connection: sqlite3.Connection) -> None:
+        closing.set()
+        assert asked.wait(LONG)
+        connection.close()
+
+    connections = ConnectionHandler(
+        {"default": Alias(lambda: sqlite3.connect(path, check_same_thread=False), close=close)}
+    )
+
+    def insert(n: int) -> None:
+        with connections["default"] as connection:
+            connection.execute("INSERT INTO orders VALUES (?)", [n])
+
+    def insert_meanwhile() -> None:
+        try:
+            insert(2)
+        finally:
+            asked.set()
+
+    left: list[asyncio.Task[None]] = []
+
+    async def outlive() -> None:
+        assert await asyncio.to_thread(closing.wait, LONG)
+        await asyncio.to_thread(insert_meanwhile)
+
+    async def app() -> None:
+        await asyncio.to_thread(insert, 1)
+        left.append(asyncio.create_task(outlive()))
+
+    async def main() -> None:
+        await request(app)
+        await left[0]
+
+    asyncio.run(main())
+    assert rows(path) == [1, 2]
+
+
+def test_a_task_that_outlives_its_request_loses_no_row(
+    serve: Callable[..., Server], postgres: str
+) -> None:
+    """Its calls took over connections whose release had begun in another thread."""
+    server = serve(pool_size=3)
+    left: list[asyncio.Task[None]] = []
+
+    async def outlive(ended: asyncio.Event) -> None:
+        await ended.wait()
+        for n in range(200):
+            await asyncio.to_thread(server.insert_and_commit, n)
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        async def app() -> None:
+            left.append(asyncio.create_task(outlive(ended)))
+
+        await request(app)
+        ended.set()
+        await left[0]
+
+    asyncio.run(main())
+    assert served(postgres) == list(range(200))
+
+
+def by_sync_to_async(call: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+    return sync_to_async(call, thread_sensitive=False)(*args)
+
+
+by_any_thread = pytest.mark.parametrize(
+    "run", [asyncio.to_thread, by_sync_to_async], ids=["to_thread", "sync_to_async"]
+)
+
+
+@by_any_thread
+def test_a_commit_in_the_next_call_is_on_the_same_connection(
+    run: Callable[..., Awaitable[Any]], serve: Callable[..., Server], postgres: str
+) -> None:
+    """Who awaits a call goes on before its thread is done with it. The commit took another
+    connection then, and the row was rolled back."""
+    server = serve(pool_size=10)
+
+    async def app(n: int) -> None:
+        await run(server.insert, n)
+        await run(server.commit)
+
+    asyncio.run(concurrently(200, app))
+    assert served(postgres) == list(range(200))
+
+
+@by_any_thread
+def test_a_call_whose_context_is_kept_has_returned_all_the_same(
+    run: Callable[..., Awaitable[Any]], path: Path
+) -> None:
+    """As a traceback keeps it, or a handle of the loop's. Its thread is busy with other work."""
+    connections = ConnectionHandler(
+        {"default": lambda: sqlite3.connect(path, check_same_thread=False)}
+    )
+    kept: list[contextvars.Context] = []
+    threads: list[int] = []
+    go_on = threading.Event()
+
+    def insert() -> None:
+        connections["default"].execute("INSERT INTO orders VALUES (1)")
+        kept.append(contextvars.copy_context())
+        threads.append(threading.get_ident())
+
+    def occupy(begun: threading.Barrier) -> None:
+        begun.wait(LONG)
+        assert go_on.wait(LONG)
+
+    def commit() -> None:
+        connections["default"].commit()
+        threads.append(threading.get_ident())
+
+    async def app() -> None:
+        await run(insert)
+        begun = threading.Barrier(2)
+        # Whichever thread takes the next work, the commit's is another than this.
+        busy = asyncio.create_task(asyncio.to_thread(occupy, begun))
+        await asyncio.to_thread(begun.wait, LONG)
+        await run(commit)
+        go_on.set()
+        await busy
+
+    async def main() -> None:
+        await request(app)
+
+    asyncio.run(main())
+    assert rows(path) == [1]
+
+
+def test_a_dependency_and_its_endpoint_are_on_one_connection(path: Path) -> None:
+    """FastAPI runs a `def` dependency in any thread; an `async def` endpoint's calls are the
+    request's. They had a connection each: another transaction, and twice the cap."""
+    pool = QueuePool(
+        functools.partial(sqlite3.connect, path, check_same_thread=False),
+        pool_size=2,
+        max_overflow=0,
+        timeout=5,
+    )
+    connections = ConnectionHandler({"default": pool.connect})
+    app = FastAPI()
+    app.add_middleware(ConnectionMiddleware, connections)
+
+    def transaction() -> Iterator[Any]:
+        connection = connections["default"]
+        try:
+            yield connection.driver_connection
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+
+    def insert(n: int) -> Any:
+        connections["default"].cursor().execute("INSERT INTO orders VALUES (?)", [n])
+        return connections["default"].driver_connection
+
+    two = asyncio.Barrier(2)
+
+    @app.post("/{n}")
+    async def endpoint(n: int, theirs: Any = Depends(transaction)) -> bool:  # noqa: B008
+        # Both of the pool's connections are taken.
+        async with asyncio.timeout(LONG):
+            await two.wait()
+        mine = await database_sync_to_async(insert)(n)
+        if n >= 8:
+            raise ValueError
+        return mine is theirs
+
+    async def main() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await asyncio.gather(*(client.post(f"/{n}") for n in range(10)))
+
+    responses = asyncio.run(main())
+    pool.dispose()
+    assert [response.status_code for response in responses] == [200] * 8 + [500] * 2
+    assert all(response.json() is True for response in responses[:8])
+    assert rows(path) == list(range(8))
+
+
+@pytest.mark.parametrize("where", ["on the loop", "in a thread"])
+@pytest.mark.parametrize("operation", ["rollback", "close"])
+def test_the_transaction_of_a_task_that_has_ended_can_be_ended(
+    guarded: None, path: Path, operation: str, where: str
+) -> None:
+    """Nobody could: it was another's for good, and so was the connection."""
+    connection = sqlite3.connect(path, check_same_thread=False)
+
+    async def fail() -> None:
+        with asyncsafe.allow("a shared connection"):
+            connection.execute("INSERT INTO orders VALUES (1)")
+        raise ZeroDivisionError
+
+    async def end() -> None:
+        if where == "in a thread":
+            await database_sync_to_async(lambda: getattr(connection, operation)())()
+        else:
+            with asyncsafe.allow("a shared connection"):
+                getattr(connection, operation)()
+
+    async def main() -> None:
+        failed = asyncio.create_task(fail())
+        await asyncio.wait([failed])
+        assert isinstance(failed.exception(), ZeroDivisionError)
+        assert connection.in_transaction
+        await asyncio.create_task(end())
+
+    asyncio.run(main())
+    with contextlib.closing(sqlite3.connect(path, timeout=0)) as other, other:
+        other.execute("INSERT INTO orders VALUES (2)")  # no lock is left
+    assert rows(path) == [2]
+    connection.close()
+
+
+def test_a_connection_that_grows_old_under_a_cursor_stays(path: Path) -> None:
+    """It was closed where it was asked for again: the cursor read from a closed connection."""
+    with sqlite3.connect(path) as connection:
+        connection.executemany("INSERT INTO orders VALUES (?)", [(n,) for n in range(100)])
+    connections = ConnectionHandler({"default": Alias(lambda: sqlite3.connect(path), max_age=0)})
+
+    @database_sync_to_async
+    def read() -> list[int]:
+        return [
+            connections["default"].execute("SELECT ?", [n]).fetchone()[0]
+            for (n,) in connections["default"].execute("SELECT n FROM orders ORDER BY n")
+        ]
+
+    assert asyncio.run(read()) == list(range(100))
+
+
+def test_a_request_is_the_owner_in_every_context_of_its_task(path: Path) -> None:
+    """In another context its task was taken for another owner, with a connection of its own."""
+    connections = ConnectionHandler({"default": lambda: sqlite3.connect(path)})
+    at_start_up = contextvars.copy_context()
+    its_own = contextvars.copy_context()
+
+    async def child() -> Any:
+        return connections["default"]
+
+    async def app() -> None:
+        mine = connections["default"]
+        assert at_start_up.run(lambda: connections["default"]) is mine
+        assert len(connections.all()) == 1
+        # A child is another owner, in its parent's own context too, and leaves nothing there.
+        assert await asyncio.create_task(child(), context=its_own) is not mine
+        assert connections["default"] is mine
+
+    async def main() -> None:
+        await request(app, its_own)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("driver", [psycopg, psycopg2], ids=["psycopg", "psycopg2"])
+def test_a_with_block_over_a_pool_commits_and_keeps_the_connection_open(
+    serve: Callable[..., Server], postgres: str, driver: Any
+) -> None:
+    """psycopg's own `with` closes the connection: the pool got it back closed."""
+    server = serve(driver, pool_size=1)
+    backends = set()
+    for n in range(3):
+        with server.connections["default"]:
+            server.insert(n)
+            backends.add(server.backend())
+        assert served(postgres) == list(range(n + 1))
+    with pytest.raises(ZeroDivisionError), server.connections["default"]:
+        server.insert(3)
+        raise ZeroDivisionError
+    backends.add(server.backend())
+    assert served(postgres) == [0, 1, 2]
+    server.connections.close_all()
+    assert len(backends) == 1
+    assert server.pool.checkedout() == 0
+
+
+def test_the_health_check_takes_sqlalchemys_connections_for_what_they_are(path: Path) -> None:
+    """They have no cursor(): each was thought dead, and replaced."""
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    made: list[Any] = []
+
+    def connect() -> Any:
+        made.append(engine.connect())
+        return made[-1]
+
+    connections = ConnectionHandler({"default": Alias(connect, health_check=True)})
+
+    @database_sync_to_async
+    def insert(n: int) -> None:
+        connection = connections["default"]
+        connection.execute(sqlalchemy.text("INSERT INTO orders VALUES (:n)"), {"n": n})
+        connection.commit()
+
+    async def main() -> None:
+        for n in range(3):
+            await insert(n)
+
+    asyncio.run(main())
+    engine.dispose()
+    assert len(made) == 1
+    assert rows(path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy])
+def test_a_connection_that_cannot_be_copied_says_so(
+    path: Path, copier: Callable[[Any], Any]
+) -> None:
+    """It ended in a RecursionError."""
+    connections = ConnectionHandler({"default": lambda: sqlite3.connect(path)})
+    with pytest.raises(TypeError, match="can't be copied or pickled"):
+        copier(connections["default"])
+    assert connections["default"].execute("SELECT 1").fetchone() == (1,)
+    connections.close_all()
