@@ -152,6 +152,7 @@ def _call_on_connection(
     """As `blocked`, while keeping book of who began which transaction."""
     assert guard.connection is not None
     connection = guard.connection(args[0])
+    nobodys = sharing.is_nobodys(connection)
     begun = sharing.begun_by_another(connection, user)
     if begun is not None:
         _tell_sharing(guard, args, kwargs, user, begun)
@@ -165,7 +166,7 @@ def _call_on_connection(
         returned = guard.operation
         return result
     finally:
-        sharing.used(connection, user, functools.partial(_call_site, pending), returned)
+        sharing.used(connection, user, functools.partial(_call_site, pending), returned, nobodys)
 
 
 def admit(

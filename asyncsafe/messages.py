@@ -92,9 +92,10 @@ def _places(violation: Violation) -> list[str]:
 
 def _fixes(violation: Violation) -> list[str]:
     if violation.begun_by:
+        share = 'connections["default"]' if violation.library == "django" else "connection"
         return [
             f"  Give each its own:   {fix(violation)}",
-            "  or let them share:   asyncsafe.exempt(connection)",
+            f"  or let them share:   asyncsafe.exempt({share})",
         ]
     if violation.importing:
         lines = [f"  Import it earlier:   {fix(violation)}"]
@@ -103,6 +104,12 @@ def _fixes(violation: Violation) -> list[str]:
             f"  Write instead:       {violation.hint}",
             f"  or in a thread:      {_thread_fix(violation)}",
         ]
+        if _first_call(violation) is not None and "await " in violation.hint:
+            # It can't stand in that line, which is a synchronous function's.
+            lines = [
+                f"  Run it in a thread:  {_thread_fix(violation)}",
+                f"  or, in a coroutine:  {violation.hint}",
+            ]
     else:
         lines = [f"  Run it in a thread:  {fix(violation)}"]
     lines.append('  or allow it here:    with asyncsafe.allow("..."):')
@@ -117,6 +124,8 @@ def _is_in_thread(hint: str) -> bool:
 
 def fix(violation: Violation) -> str:
     """What to write instead, in a line."""
+    if violation.begun_by and violation.library == "django":
+        return "no connection of Django's before the tasks that use it are started"
     if violation.begun_by:
         return 'asyncsafe.ConnectionHandler({"default": ...})["default"], in each task'
     if violation.hint and not violation.importing and _first_call(violation) is None:

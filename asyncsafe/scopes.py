@@ -241,6 +241,9 @@ def exempt(connection: Any) -> None:
         raise TypeError(
             f"exempt() takes a connection, an engine or a database, not {type(connection).__name__}"
         )
+    if type(connection).__name__ == "ConnectionProxy":
+        # Django's `connection`, or a handler's proxy, stands for the one that the caller has.
+        connection = connection._connections[connection._alias]
     _drop_unused()
     _exempt[id(connection)] = _reference(connection)
 

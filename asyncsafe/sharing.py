@@ -66,18 +66,33 @@ def begun_by_another(connection: Any, owner: owners.Owner) -> Begun | None:
     return begun
 
 
+def is_nobodys(connection: Any) -> bool:
+    """Whether a transaction is open that nobody is known to have begun.
+
+    Nobody is blamed for it: synchronous code opens one round tasks (Django's TestCase).
+    """
+    if id(connection) in _begun:
+        return False
+    return bool(in_transaction(connection)) and not begins_by_itself(connection)
+
+
 def used(
-    connection: Any, owner: owners.Owner, place: Callable[[], Frame], returned: str | None
+    connection: Any,
+    owner: owners.Owner,
+    place: Callable[[], Frame],
+    returned: str | None,
+    nobodys: bool,
 ) -> None:
     """`owner` has made a call on this connection, at `place`: has it begun or ended a transaction?
 
     returned: the operation, if the call has returned and not raised.
+    nobodys: what `is_nobodys` said before the call.
     """
     begun = _begun.get(id(connection))
     if not in_transaction(connection) or _has_ended(connection, returned):
         if begun is not None:
             _begun.pop(id(connection), None)
-    elif begun is None or not begun.holds(connection):
+    elif not nobodys if begun is None else not begun.holds(connection):
         if len(_begun) >= _LIMIT:
             _forget_those_gone()
         _begun[id(connection)] = Begun(connection, owner, place())

@@ -33,7 +33,10 @@ def in_transaction(connection: Any) -> bool | None:
         return bool(told() if callable(told) else told)
     connection = getattr(connection, "driver_connection", connection)  # below SQLAlchemy's pools
     if (tell := tell_by_library.get(type(connection).__module__.partition(".")[0])) is not None:
-        return tell(connection)
+        try:
+            return tell(connection)
+        except Exception:  # it isn't connected yet
+            return None
     try:
         return connection.info.transaction_status in _LIBPQ_OPEN  # psycopg2, psycopg
     except Exception:  # another driver, or closed

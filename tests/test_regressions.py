@@ -711,3 +711,57 @@ def test_a_connection_that_cannot_be_copied_says_so(
         copier(connections["default"])
     assert connections["default"].execute("SELECT 1").fetchone() == (1,)
     connections.close_all()
+
+
+def test_a_transaction_that_synchronous_code_began_is_no_tasks(guarded: None) -> None:
+    """Django's TestCase opens one round all of a test, and its tasks' threads work in it."""
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.execute("create table t (x)")
+    connection.execute("insert into t values (0)")
+
+    @asyncsafe.database_sync_to_async
+    def insert(number: int) -> None:
+        connection.execute("insert into t values (?)", [number])
+
+    async def main() -> None:
+        await asyncio.create_task(insert(1))
+        await asyncio.create_task(insert(2))
+
+    asyncio.run(main())
+    assert connection.execute("select count(*) from t").fetchone() == (3,)
+    connection.close()
+
+
+def test_what_another_tool_wrapped_round_djangos_methods_stays(tmp_path: Path) -> None:
+    """Sentry's integration and wrapt leave a __wrapped__, as Django's decorator does."""
+    python(
+        """if True:
+        import functools, asyncsafe
+        from django.conf import settings
+        sqlite = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
+        settings.configure(DATABASES={"default": sqlite})
+        from django.db import connection
+        from django.db.backends.base.base import BaseDatabaseWrapper
+        seen = []
+        method = BaseDatabaseWrapper.connect
+        @functools.wraps(method)
+        def connect(self):
+            seen.append("connect")
+            return method(self)
+        BaseDatabaseWrapper.connect = connect
+        asyncsafe.install()
+        connection.ensure_connection()
+        assert seen == ["connect"], seen
+        asyncsafe.exempt(connection)  # the proxy: what it stands for
+        async def main():
+            with connection.cursor() as cursor:
+                cursor.execute("select 1")
+        import asyncio
+        connection.inc_thread_sharing()
+        async def ask():
+            asyncsafe.exempt(connection)
+            await main()
+        asyncio.run(ask())
+        """,
+        tmp_path,
+    )

@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 def _without_decorator(method: Any) -> Callable[..., Any]:
     """What Django's async_unsafe was put round: ours stands in its place."""
-    undecorated: Callable[..., Any] = getattr(method, "__wrapped__", method)
+    # By its code: what somebody else has wrapped round a method stays.
+    code = getattr(method, "__code__", None)
+    if code is None or code.co_qualname != "async_unsafe.<locals>.decorator.<locals>.inner":
+        return method  # type: ignore[no-any-return]
+    undecorated: Callable[..., Any] = method.__wrapped__
     return undecorated
 
 
@@ -100,7 +104,7 @@ class _Rows:
 
     __slots__ = ("_rows", "cursor", "db")
 
-    def __init__(self, rows: Iterator[Any], wrapper: Any) -> None:
+    def __init__(self, rows: Any, wrapper: Any) -> None:
         self._rows = rows
         self.cursor = wrapper.cursor
         self.db = wrapper.db
@@ -110,6 +114,10 @@ class _Rows:
 
     def __next__(self) -> Any:
         return next(self._rows)
+
+    def close(self) -> None:
+        """As a generator's, which Django's is."""
+        self._rows.close()
 
 
 def _with_mode(iterate: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
@@ -135,6 +143,8 @@ def _get_running_loop() -> object:
     """
     if loops.namespace["get_running_loop"]() is not None:
         asking = sys._getframe(1).f_locals
+        if "func" not in asking:  # called by its name in this module, and not by async_unsafe
+            return sys.modules["asyncio"].get_running_loop()
         function = asking["func"]
         name = f"{function.__module__}.{function.__qualname__}"
         guard = Guard(name, library="django", describe=tell, mode=mode_of)
