@@ -125,9 +125,8 @@ class Alias(Generic[C]):
         now = monotonic()
         if self.max_age is not None and now - state.opened >= self.max_age:
             return False
-        if getattr(state.connection, "closed", False) is True or (
-            type(getattr(state.connection, "closed", None)) is int and state.connection.closed
-        ):
+        closed = getattr(state.connection, "closed", False)
+        if isinstance(closed, int) and closed:
             return False
         if self.health_check is None:
             return True

@@ -143,9 +143,14 @@ class Owner:
 
     def task_lost(self) -> None:
         """A callback for its task's being freed: it may never have ended."""
-        if self.kept and not self.ended:
-            # The garbage collector may have stopped this thread within the very pool that a
-            # connection goes back to, which would wait for its own lock.
+        if not self.ended:
+            self.end_in_new_thread()
+
+    def end_in_new_thread(self) -> None:
+        """For the garbage collector, which may have stopped this thread within the very pool that a
+        connection goes back to: it would wait for its own lock.
+        """
+        if self.kept:
             try:
                 start_new_thread(self.end, ())
             except RuntimeError:
@@ -168,8 +173,8 @@ class Request:
         self._visits: list[tuple[Callable[[], _Visit | None], Owner]] = [(_no_task, self.owner)]
         self._before: Owner | None = None
         self._some_worker: Owner | None = None
-        #: Visits that last longer than the request.
-        self._late: list[Callable[[], _Visit | None]] = []
+        #: Visits that last longer than the request: their owners are released when they end.
+        self._late: dict[ref[_Visit], Owner] = {}
         self._lock = threading.Lock()
         self._tokens: tuple[Token[Any], Token[Any], Token[Any]] | None = None
 
@@ -206,10 +211,11 @@ class Request:
     def idle(self) -> list[Owner]:
         """Its owners, but for those whose worker threads are still at work."""
         with self._lock:
-            busy = [owner for visited_by, owner in self._visits if _at_work(visited_by())]
-            # Those are released when the visits are freed: keep what tells.
-            self._late = [seen for seen, owner in self._visits if owner in busy]
+            for visited_by, owner in self._visits:
+                if isinstance(visited_by, ref) and _at_work(visited_by()):
+                    self._late[visited_by] = owner
             self._visits.clear()
+            busy = list(self._late.values())
             return [owner for owner in self.owners if owner not in busy]
 
     def for_worker(self) -> Owner:
@@ -229,8 +235,7 @@ class Request:
             visit = _Visit(self, owner)
             seen = ref(visit, partial(self._visited, owner))
             if self.ended:
-                # It is released when the visit ends: nobody may go on with it.
-                self._late.append(seen)
+                self._late[seen] = owner  # nobody may go on with it
             else:
                 self._visits[number : number + 1] = [(seen, owner)]
         _visit.set(visit)
@@ -254,17 +259,15 @@ class Request:
                 return number, owner
         owner = Owner(f"a worker thread of {self.owner.name}", works_for=self)
         owner.ended = self.ended
-        self.owners.append(owner)
+        if not self.ended:
+            self.owners.append(owner)
         return len(self._visits), owner
 
-    def _visited(self, owner: Owner, _: object) -> None:
+    def _visited(self, owner: Owner, seen: ref[_Visit]) -> None:
         """A callback for a visit's being freed."""
-        if self.ended and owner.kept:
-            # Not here: a pool may be at work in this thread, and hold its lock.
-            try:
-                start_new_thread(owner.release, (True,))
-            except RuntimeError:
-                owner.disown()  # the interpreter is about to end
+        self._late.pop(seen, None)
+        if self.ended:
+            owner.end_in_new_thread()
 
 
 class _Visit:

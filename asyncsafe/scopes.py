@@ -241,9 +241,8 @@ def exempt(connection: Any) -> None:
         raise TypeError(
             f"exempt() takes a connection, an engine or a database, not {type(connection).__name__}"
         )
-    if type(connection).__name__ == "ConnectionProxy":
-        # Django's `connection`, or a handler's proxy, stands for the one that the caller has.
-        connection = connection._connections[connection._alias]
+    # What guards see is the driver's: below a ConnectionHandler, and below SQLAlchemy's pools.
+    connection = getattr(connection, "driver_connection", connection)
     _drop_unused()
     _exempt[id(connection)] = _reference(connection)
 

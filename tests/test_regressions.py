@@ -28,7 +28,7 @@ from fastapi import Depends, FastAPI
 from sqlalchemy.pool import QueuePool
 
 import asyncsafe
-from asyncsafe import Alias, ConnectionHandler, database_sync_to_async
+from asyncsafe import Alias, ConnectionHandler, database_sync_to_async, owners
 from asyncsafe.asgi import ConnectionMiddleware
 
 from . import running
@@ -757,11 +757,83 @@ def test_what_another_tool_wrapped_round_djangos_methods_stays(tmp_path: Path) -
             with connection.cursor() as cursor:
                 cursor.execute("select 1")
         import asyncio
-        connection.inc_thread_sharing()
-        async def ask():
-            asyncsafe.exempt(connection)
-            await main()
-        asyncio.run(ask())
+        asyncio.run(main())
         """,
         tmp_path,
     )
+
+
+def test_a_task_that_outlives_its_request_keeps_nothing_of_its_calls() -> None:
+    """A queue's worker that the first request starts lives as long as the process."""
+    connections = ConnectionHandler(
+        {"default": lambda: sqlite3.connect(":memory:", check_same_thread=False)}
+    )
+    finish, tasks = asyncio.Event(), []
+    sizes: list[int] = []
+
+    def query() -> None:
+        connections["default"].execute("select 1")
+
+    async def worker() -> None:
+        await finish.wait()
+        for count in (50, 200):
+            for _ in range(count):
+                await asyncio.to_thread(query)
+            gc.collect()
+            sizes.append(sum(type(one) is owners.Owner for one in gc.get_objects()))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        tasks.append(asyncio.create_task(worker()))
+
+    async def main() -> None:
+        await ConnectionMiddleware(app, connections)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+        finish.set()
+        await tasks[0]
+
+    asyncio.run(main())
+    assert sizes[1] <= sizes[0] + 20
+
+
+def test_the_second_look_at_a_request_releases_nothing_that_is_in_use() -> None:
+    """One that its loop abandons, or whose thread is busy, is looked at twice."""
+    closed: list[Any] = []
+    alias: Alias[Any] = Alias(
+        lambda: sqlite3.connect(":memory:", check_same_thread=False), close=closed.append
+    )
+    connections = ConnectionHandler({"default": alias})
+    request = owners.Request("request GET /", None)
+    connected, leave = threading.Event(), threading.Event()
+
+    def call() -> None:
+        connections["default"]
+        connected.set()
+        leave.wait(10)
+
+    request.begin()
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(call,))
+    request.leave()
+    thread.start()
+    connected.wait(10)
+    for _ in range(2):
+        request.end()
+        for owner in request.idle():
+            owner.release(everything=True)
+        assert not closed
+    leave.set()
+    thread.join()
+
+
+def test_a_handlers_connection_can_be_exempt(guarded: None) -> None:
+    """What guards see is the driver's, and not what the handler gives."""
+    connections = ConnectionHandler({"default": lambda: sqlite3.connect(":memory:")})
+
+    async def main() -> None:
+        asyncsafe.exempt(connections["default"])
+        assert connections["default"].execute("select 1").fetchone() == (1,)
+
+    async def connect() -> None:
+        with asyncsafe.allow("connecting"):
+            connections["default"]
+        await main()
+
+    asyncio.run(connect())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import ConfigurationError
@@ -58,9 +59,12 @@ def apply() -> None:
 def mode_of(thing: Any) -> Mode | None:
     """The mode that the setting says for a DatabaseWrapper, or what belongs to one. None: none."""
     wrapper = getattr(thing, "db", thing)
-    if is_exempt(wrapper):
+    alias = getattr(wrapper, "alias", "")
+    db = sys.modules["django.db"]
+    # django.db.connection stands for the default one of every task.
+    if is_exempt(wrapper) or (alias == db.DEFAULT_DB_ALIAS and is_exempt(db.connection)):
         return "off"
-    return _aliases.get(getattr(wrapper, "alias", "")) if _aliases else None
+    return _aliases.get(alias)
 
 
 def _check_mode(mode: Any, where: str) -> None:
