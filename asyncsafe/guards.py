@@ -180,6 +180,8 @@ def admit(
         return None
     inside = under_way()
     if inside == "description":
+        if guard.cleans_up or isinstance(sys.exc_info()[1], GeneratorExit):
+            return None  # not the description's: the garbage collector came in between
         raise RuntimeError(f"{guard.operation}() in the description of another call")
     if inside == "unguarded" or (inside == "call" and not scopes.forbidden(running)):
         return None

@@ -30,6 +30,7 @@ from sqlalchemy.pool import QueuePool
 import asyncsafe
 from asyncsafe import Alias, ConnectionHandler, database_sync_to_async, owners
 from asyncsafe.asgi import ConnectionMiddleware
+from asyncsafe.nesting import Inside
 
 from . import running
 from .running import on_loop
@@ -837,3 +838,27 @@ def test_a_handlers_connection_can_be_exempt(guarded: None) -> None:
         await main()
 
     asyncio.run(connect())
+
+
+def test_garbage_that_is_closed_during_a_description_is_closed(guarded: None) -> None:
+    """The collector may run anywhere, and what it closes must not be refused."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+
+    def transaction() -> Iterator[None]:
+        connection.execute("begin")
+        try:
+            yield
+        except GeneratorExit:
+            connection.execute("rollback")
+            raise
+
+    begun = transaction()
+    next(begun)
+
+    async def main() -> None:
+        with Inside("description"):
+            begun.close()  # type: ignore[attr-defined]
+
+    asyncio.run(main())
+    assert not connection.in_transaction
+    connection.close()
