@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .exceptions import InstallationError as InstallationError
     from .exceptions import SynchronousOnlyOperation as SynchronousOnlyOperation
     from .guards import check as check
+    from .installation import Integration as Integration
+    from .installation import Operation as Operation
     from .installation import install as install
     from .installation import uninstall as uninstall
     from .loops import running_loop as running_loop
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from .scopes import forbid as forbid
     from .thread_locals import use_local as use_local
     from .violation import Frame as Frame
+    from .violation import Told as Told
     from .violation import Violation as Violation
 
 __version__ = "0.1.0"
@@ -47,9 +50,12 @@ _HOMES = {
     "ConnectionSharingError": "exceptions",
     "Frame": "violation",
     "InstallationError": "exceptions",
+    "Integration": "installation",
     "Local": "connections",
     "ManagedConnection": "connections",
+    "Operation": "installation",
     "SynchronousOnlyOperation": "exceptions",
+    "Told": "violation",
     "Violation": "violation",
     "allow": "scopes",
     "asgi": "asgi",
@@ -76,9 +82,12 @@ __all__ = [
     "ConnectionSharingError",
     "Frame",
     "InstallationError",
+    "Integration",
     "Local",
     "ManagedConnection",
+    "Operation",
     "SynchronousOnlyOperation",
+    "Told",
     "Violation",
     "allow",
     "asgi",

@@ -101,6 +101,9 @@ class Integration:
         asked for, and what to write instead; None where nothing better than the call is known.
     mode: called with what an operation is of: the mode that holds for it alone, or None.
     distributions: those that may have installed it, for its version.
+    tested: the versions that its tests have passed with, oldest first: ("2.0.51", "2.1.9").
+    exempt: what is never refused, for the documentation: {what: why}.
+    not_guarded: what can block and isn't guarded, for the documentation: {what: why}.
     """
 
     def __init__(
@@ -115,6 +118,9 @@ class Integration:
         describe: Callable[[list[FrameType]], Told | None] | None = None,
         mode: Callable[[Any], Mode | None] | None = None,
         distributions: tuple[str, ...] = (),
+        tested: tuple[str, ...] = (),
+        exempt: Mapping[str, str] | None = None,
+        not_guarded: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.operations = operations
@@ -125,6 +131,9 @@ class Integration:
         self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
         self.distributions = distributions
+        self.tested = tested
+        self.exempt: Mapping[str, str] = exempt or {}
+        self.not_guarded: Mapping[str, str] = not_guarded or {}
         self.installed: bool = False
         self._patches: list[tuple[Patch, Guard | None]] = []
 
