@@ -8,6 +8,7 @@ from .guards import Guard
 from .imports import forget, when_imported
 from .locks import ForkSafeLock
 from .patching import Patch
+from .stacks import add_guarded
 from .wrappers import wrap
 
 TYPE_CHECKING = False
@@ -135,6 +136,8 @@ class Integration:
         self.exempt: Mapping[str, str] = exempt or {}
         self.not_guarded: Mapping[str, str] = not_guarded or {}
         self.installed: bool = False
+        modules = {**self.operations, **self.replaced}
+        add_guarded({module.partition(".")[0] for module in modules})
         self._patches: list[tuple[Patch, Guard | None]] = []
 
     def install(self) -> None:

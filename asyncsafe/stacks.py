@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from types import FrameType, ModuleType
     from typing import Any, Literal
 
-    Owner = Literal["ours", "library", "user"]
+    Owner = Literal["ours", "library", "installed", "user"]
 
 #: The file name of the wrappers that wrappers.py compiles. Python's own warnings machinery skips
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
@@ -22,6 +22,8 @@ _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep
 _owners: dict[str, Owner] = {}
+#: Packages that are guarded: no program is theirs.
+_guarded: set[str] = set()
 
 
 def greenlets() -> ModuleType | None:
@@ -54,7 +56,11 @@ def lineage(greenlet: Any) -> list[Any]:
 
 
 def whose(filename: str) -> Owner:
-    """Whose code this is: "ours" (asyncsafe's), "library" (installed, or Python's), or the "user"'s."""
+    """Whose code this is: the "user"'s, asyncsafe's ("ours"), a "library"'s, or "installed".
+
+    A library is Python's own, or one that is guarded. What else is installed may be the program:
+    `asyncsafe run jupyterhub` has no other.
+    """
     owner = _owners.get(filename)
     if owner is None:
         owner = _owners[filename] = _find_owner(filename)
@@ -71,12 +77,28 @@ def is_user(filename: str) -> bool:
     return whose(filename) == "user"
 
 
+def add_guarded(packages: set[str]) -> None:
+    """From now on, what these packages have installed is a library's."""
+    if not packages <= _guarded:
+        _guarded.update(packages)
+        _owners.clear()
+
+
 def _find_owner(filename: str) -> Owner:
     if filename == WRAPPER_FILE or filename.startswith(_OURS):
         return "ours"
-    library = (
-        filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
-        or f"{os.sep}site-packages{os.sep}" in filename
-        or f"{os.sep}dist-packages{os.sep}" in filename
-    )
-    return "library" if library else "user"
+    if filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS)):
+        # The standard library's folder is where packages are installed, too.
+        return _find_installer(filename) or "library"
+    if filename.startswith("<"):  # "<sqlalchemy generated ...>"
+        return "library" if filename[1:].partition(" ")[0] in _guarded else "user"
+    return _find_installer(filename) or "user"
+
+
+def _find_installer(filename: str) -> Owner | None:
+    for folder in ("site-packages", "dist-packages"):
+        _, found, path = filename.rpartition(f"{os.sep}{folder}{os.sep}")
+        if found:
+            package = path.partition(os.sep)[0].partition(".")[0]
+            return "library" if package in _guarded else "installed"
+    return None

@@ -119,7 +119,8 @@ class Violation:
         self.loop_type: str | None = loop_type
         #: The name of the task; None in a callback. In a thread that works for a task: that one's.
         self.task: str | None = task
-        #: The user's innermost frame; where there is none, the one that made the call.
+        #: The user's innermost frame; where there is none, that of what else is installed and isn't
+        #: guarded; where there is none of these either, the one that made the call.
         self.call_site: Frame = call_site
         #: The coroutine that it ran under: the user's innermost, else the innermost. None in a callback.
         self.coroutine: Frame | None = coroutine
@@ -215,13 +216,15 @@ class Call:
         Returns whether the coroutine is the user's; the search has ended there.
         """
         self.finalizing = False
-        site = caller = coroutine = outer_coroutine = None
+        site = installed = caller = coroutine = outer_coroutine = None
         for frame in frames:
             code = frame.f_code
             if site is None:
                 owner = whose(code.co_filename)
                 if owner == "user":
                     site = frame
+                elif owner == "installed":
+                    installed = installed or frame
                 if caller is None and owner != "ours":
                     caller = frame
             if code.co_flags & ASYNC_CODE:
@@ -232,7 +235,7 @@ class Call:
             elif code.co_name == "__del__" or code is _FINALIZE:
                 self.finalizing = self.finalizing or outer_coroutine is None
         self._caller = caller or self._frame
-        self._site = site or self._caller
+        self._site = site or installed or self._caller
         self._coroutine = coroutine or outer_coroutine
         self.key: tuple[str, Frame | None, int, int, int | None, int | None] = (
             self.operation,
@@ -310,15 +313,20 @@ class Call:
 
 
 def call_site(frame: FrameType) -> Frame:
-    """The user's innermost frame from here outwards; without one, the outermost that isn't ours."""
+    """The user's innermost frame from here outwards; without one, an installed program's; without
+    that, the outermost that isn't ours.
+    """
     last = frame
+    installed = None
     for outer in call_chain(frame):
         owner = whose(outer.f_code.co_filename)
         if owner == "user":
             return _describe(outer)
+        if owner == "installed":
+            installed = installed or outer
         if owner != "ours":
             last = outer
-    return _describe(last)
+    return _describe(installed or last)
 
 
 def _describe(frame: FrameType) -> Frame:
