@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from .stacks import working_directory
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .violation import Frame, Violation
@@ -54,10 +56,9 @@ def shorten(filename: str) -> str:
         if found:
             return rest
     try:
-        relative = os.path.relpath(filename)
-    except (ValueError, OSError):  # another drive; a working directory that is gone
+        return filename.removeprefix(working_directory().rstrip(os.sep) + os.sep)
+    except OSError:  # it is gone
         return filename
-    return filename if filename.startswith("<") or relative.startswith("..") else relative
 
 
 def function(frame: Frame) -> str:

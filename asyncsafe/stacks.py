@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
+
+#: os.getcwd as Python has it ("posix" and "nt" are its modules): a detector of other blocking calls
+#: (blockbuster) replaces the one in `os`, and would be told of the reading of a line number.
+working_directory: Callable[[], str] = sys.modules[os.name].getcwd
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
@@ -53,6 +57,16 @@ def lineage(greenlet: Any) -> list[Any]:
         found.append(greenlet)
         greenlet = greenlet.parent
     return found
+
+
+def absolute(filename: str) -> str:
+    """The path that a code object's file name stands for."""
+    if filename.startswith("<") or os.path.isabs(filename):
+        return filename
+    try:
+        return os.path.normpath(os.path.join(working_directory(), filename))
+    except OSError:  # it is gone
+        return filename
 
 
 def whose(filename: str) -> Owner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import namedtuple
 from itertools import pairwise, takewhile
@@ -11,7 +10,7 @@ from . import loops
 from .callables import ASYNC_CODE, GENERATOR_CODE
 from .messages import describe
 from .nesting import Inside
-from .stacks import call_chain, is_ours, is_user, whose
+from .stacks import absolute, call_chain, is_ours, is_user, whose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -332,9 +331,7 @@ def call_site(frame: FrameType) -> Frame:
 def _describe(frame: FrameType) -> Frame:
     code = frame.f_code
     return Frame(
-        os.path.abspath(code.co_filename)
-        if not code.co_filename.startswith("<")
-        else code.co_filename,
+        absolute(code.co_filename),
         frame.f_lineno or code.co_firstlineno,
         code.co_qualname,
         bool(code.co_flags & ASYNC_CODE),

@@ -10,7 +10,7 @@ import asyncsafe
 
 project = "asyncsafe"
 author = "The asyncsafe authors"
-copyright = "The asyncsafe authors"  # noqa: A001  (Sphinx's name)
+copyright = "The asyncsafe authors"
 release = version = asyncsafe.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
