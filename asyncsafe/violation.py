@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .owners import Owner
     from .sharing import Begun
+    from .stacks import Owner as Whose
 
     Outcome = Literal["raised", "warned", "recorded", "allowed"]
 
@@ -123,7 +124,8 @@ class Violation:
         self.call_site: Frame = call_site
         #: The coroutine that it ran under: the user's innermost, else the innermost. None in a callback.
         self.coroutine: Frame | None = coroutine
-        #: The user's frames, innermost first.
+        #: The user's frames, innermost first; where there are none, those of what else is installed
+        #: and isn't guarded.
         self.stack: tuple[Frame, ...] = stack
         #: Every frame but asyncsafe's, innermost first, where none is the user's. Empty otherwise.
         self.whole_stack: tuple[Frame, ...] = whole_stack
@@ -286,7 +288,9 @@ class Call:
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
         frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
-        users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
+        owners = [whose(frame.f_code.co_filename) for frame in frames]
+        programs: Whose = "user" if "user" in owners else "installed"
+        users = [frame for frame, owner in zip(frames, owners, strict=True) if owner == programs]
         library, loop = self.running
         told = self._read_line()
         return Violation(
@@ -302,7 +306,7 @@ class Call:
             call_site=_describe(self._site),
             coroutine=self._coroutine and _describe(self._coroutine),
             stack=tuple(map(_describe, users[:STACK_LIMIT])),
-            whole_stack=() if users else tuple(map(_describe, frames[:STACK_LIMIT])),
+            whole_stack=() if programs == "user" else tuple(map(_describe, frames[:STACK_LIMIT])),
             importing=_importing(frames),
             outcome=outcome,
             reason=reason,

@@ -228,6 +228,8 @@ def test_a_program_that_is_installed_is_told_by_its_own_lines() -> None:
     violation = refusal(task.result)
     # As the place, and in the stack.
     assert violation.message().count("hub/orm.py:2 in find()") == 2
+    assert [frame.function for frame in violation.stack] == ["find", "view"]
+    assert "await asyncsafe.database_sync_to_async(find)(...)" in violation.message()
     assert "under  hub/app.py:2 in async view()" in violation.message()
 
 
