@@ -732,3 +732,19 @@ def test_ipython_without_the_extension_is_guarded(home: Path) -> None:
         home, "%unload_ext asyncsafe", "asyncsafe.install()", "await asyncio.sleep(0); count()"
     )
     assert refused(results[-1])
+
+
+# docs/guides/notebooks.md --------------------------------------------------------------------------
+
+_CELL = re.compile(
+    r"^```ipython\n(.*?)^```$(?:\n\n<!-- not run: what it shows[^\n]*-->\n```\n(.*?)^```$)?", re.DOTALL | re.MULTILINE
+)
+
+
+def test_the_guide_shows_what_happens(notebook: Notebook) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "guides" / "notebooks.md").read_text()
+    cells = _CELL.findall(page)
+    results = notebook(*(cell for cell, _ in cells))
+    for (cell, output), result in zip(cells, results, strict=True):
+        told = re.sub(r"Task-\d+", "Task-5", result)
+        assert told == output.strip(), cell
