@@ -737,7 +737,8 @@ def test_ipython_without_the_extension_is_guarded(home: Path) -> None:
 # docs/guides/notebooks.md --------------------------------------------------------------------------
 
 _CELL = re.compile(
-    r"^```ipython\n(.*?)^```$(?:\n\n<!-- not run: what it shows[^\n]*-->\n```\n(.*?)^```$)?", re.DOTALL | re.MULTILINE
+    r"^```ipython\n(.*?)^```$(?:\n\n<!-- not run: what it shows[^\n]*-->\n```\n(.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
 )
 
 
