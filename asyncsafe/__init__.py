@@ -71,6 +71,8 @@ _HOMES = {
     "use_local": "thread_locals",
     "violations": "recorder",
 }
+#: What IPython's %load_ext and %unload_ext call, and nobody else.
+_HOOKS = {"load_ipython_extension": "ipython", "unload_ipython_extension": "ipython"}
 
 __all__ = [
     "Alias",
@@ -107,7 +109,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
+        home = _HOMES.get(name) or _HOOKS.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = __import__(f"{__name__}.{home}", fromlist=[name])

@@ -8,8 +8,18 @@ from .stacks import working_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .violation import Frame, Violation
 
+
+def no_cell(filename: str) -> str | None:
+    """Tell that no file is a cell: what `cell_name` is where there are none."""
+    return None
+
+
+#: Called with a file's name: what the user calls it if it is a notebook's cell, "Cell In[3]".
+cell_name: Callable[[str], str | None] = no_cell
 
 #: What Django's own guards say, which tests compare.
 DJANGO_SAYS = "You cannot call this from an async context - use a thread or sync_to_async."
@@ -51,6 +61,8 @@ def place(frame: Frame) -> str:
 
 def shorten(filename: str) -> str:
     """The path from the working directory, or within the folder of installed packages."""
+    if (cell := cell_name(filename)) is not None:
+        return cell
     for packages in ("site-packages", "dist-packages"):
         _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
         if found:
@@ -65,7 +77,7 @@ def function(frame: Frame) -> str:
     """The function's name as it is called: without the functions that it is defined in."""
     name = frame.function.rpartition("<locals>.")[2]
     if name == "<module>":
-        return "the module's own code"
+        return "the module's own code" if cell_name(frame.filename) is None else "the cell itself"
     return f"async {name}()" if frame.asynchronous else f"{name}()"
 
 

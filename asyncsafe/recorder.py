@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from threading import RLock
+from time import monotonic
 
 from .nesting import Inside
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .violation import Call, Outcome, Violation
+
+    Listeners = list[tuple["_Subscription", int]]
 
 #: How many call sites are told apart; calls at further ones are counted in `Recorder.dropped`.
 SITE_LIMIT = 10_000
@@ -40,6 +43,33 @@ class CallSite:
         return f"<CallSite {self.violation!r}, {self.calls} calls, {self.seconds:.6f} s>"
 
 
+class _Subscription:
+    """Who is told of violations, and how often of those at one call site."""
+
+    __slots__ = ("_told", "callback", "every")
+
+    def __init__(self, callback: Callable[[Violation], object], every: float | None) -> None:
+        self.callback = callback
+        self.every = every
+        #: When it was told of each call site, and how often it wasn't since then.
+        self._told: dict[CallSite, tuple[float, int]] = {}
+
+    def skipped(self, site: CallSite) -> int | None:
+        """If it is to be told of a violation here: of how many it wasn't before. None: it isn't."""
+        if self.every is None:
+            return 0
+        now = monotonic()
+        told, skipped = self._told.get(site, (now - self.every, 0))
+        if now - told < self.every:
+            self._told[site] = told, skipped + 1
+            return None
+        self._told[site] = now, 0
+        return skipped
+
+    def clear(self) -> None:
+        self._told.clear()
+
+
 class Recorder:
     """The violations of this process, by call site. Iterate over it; it is in order of appearance.
 
@@ -51,7 +81,7 @@ class Recorder:
         self._lock = RLock()
         #: Whether the lock's holder is at work: a finalizer or a signal handler may come back in.
         self._at_work: bool = False
-        self._subscribers: list[Callable[[Violation], object]] = []
+        self._subscriptions: list[_Subscription] = []
         self._keepers: list[Callable[[CallSite | None], object]] = []
         self._sites: dict[tuple[Any, ...], CallSite] = {}
         #: From what is cheap to compare to the call site. Each value keeps alive what its key
@@ -88,22 +118,40 @@ class Recorder:
             self._sites.clear()
             self._known.clear()
             self._beyond = None
+            for subscription in self._subscriptions:
+                subscription.clear()
 
-    def subscribe(self, callback: Callable[[Violation], object]) -> Callable[[], None]:
+    def subscribe(
+        self, callback: Callable[[Violation], object], *, every: float | None = None
+    ) -> Callable[[], None]:
         """Call `callback` with each violation: a refused one before it is raised, another when its call has returned.
 
+        every: seconds: the first violation at each call site, then at most one there in this
+            time, whose `skipped` tells of how many `callback` wasn't. math.inf: the first alone.
+            None: all of them. (Beyond SITE_LIMIT call sites, the others count as one.)
+
         Returns a function that ends the subscription. What `callback` raises is logged and goes
-        no further; calls that it makes to guarded operations are not recorded.
+        no further; calls that it makes to guarded operations are not recorded. `clear()` begins
+        anew for `every`, too.
+
+        Raises TypeError for what can't be called, ValueError for an `every` that isn't above 0.
         """
         if not callable(callback):
             raise TypeError(f"subscribe() takes a function, not {type(callback).__name__}")
+        if every is not None and (
+            isinstance(every, bool) or not isinstance(every, (int, float)) or not every > 0
+        ):
+            raise ValueError(
+                f"every is a number of seconds above 0, math.inf or None, not {every!r}"
+            )
+        subscription = _Subscription(callback, every)
         with self._lock:
-            self._subscribers.append(callback)
+            self._subscriptions.append(subscription)
 
         def unsubscribe() -> None:
             with self._lock:
-                if callback in self._subscribers:
-                    self._subscribers.remove(callback)
+                if subscription in self._subscriptions:
+                    self._subscriptions.remove(subscription)
 
         return unsubscribe
 
@@ -118,7 +166,7 @@ class Recorder:
         counted = self._count(call, "raised", None)
         violation = (counted and counted[1]) or call.violation("raised", None)
         if counted:
-            self._tell_subscribers(violation)
+            self._tell(violation, counted[2])
         return violation
 
     def begin(self, call: Call, outcome: Outcome, reason: str | None) -> Pending | None:
@@ -126,10 +174,10 @@ class Recorder:
         counted = self._count(call, outcome, reason)
         if counted is None:
             return None
-        site, violation = counted
-        if violation is None and self._subscribers:
+        site, violation, listeners = counted
+        if violation is None and listeners:
             violation = call.violation(outcome, reason)
-        return Pending(site, violation)
+        return Pending(site, violation, listeners)
 
     def end(self, pending: Pending, seconds: float) -> None:
         """The call that began has returned, after `seconds`."""
@@ -146,12 +194,15 @@ class Recorder:
                 self._at_work = False
         if pending.violation is not None:
             pending.violation.seconds = seconds
-            self._tell_subscribers(pending.violation)
+            self._tell(pending.violation, pending.listeners)
 
     def _count(
         self, call: Call, outcome: Outcome, reason: str | None
-    ) -> tuple[CallSite, Violation | None] | None:
-        """The call site, and the violation if it is the first one there. None: as `begin`."""
+    ) -> tuple[CallSite, Violation | None, Listeners] | None:
+        """The call site, the violation if it is the first one there, and who is to hear of it.
+
+        None: as `begin`.
+        """
         with self._lock:
             if self._at_work:
                 return None
@@ -161,14 +212,15 @@ class Recorder:
                 site.calls += 1
                 first = site.calls == 1
                 site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
+                listeners = self._listeners(site)
                 self._tell_keepers(site)
             finally:
                 self._at_work = False
         if not first:
-            return site, None
+            return site, None, listeners
         with Inside("unguarded"):
             _log(site.violation)
-        return site, site.violation
+        return site, site.violation, listeners
 
     def _find_site(self, call: Call, outcome: Outcome, reason: str | None) -> CallSite:
         known = self._known.get(call.key)
@@ -197,13 +249,24 @@ class Recorder:
         for keeper in self._keepers:
             keeper(None if site is self._beyond else site)
 
-    def _tell_subscribers(self, violation: Violation) -> None:
-        if not self._subscribers:
+    def _listeners(self, site: CallSite) -> Listeners:
+        """The subscribers that are to hear of a violation here, and of how many they didn't before."""
+        found = []
+        for subscription in self._subscriptions:
+            skipped = subscription.skipped(site)
+            if skipped is not None:
+                found.append((subscription, skipped))
+        return found
+
+    def _tell(self, violation: Violation, listeners: Listeners) -> None:
+        if not listeners:
             return
         with Inside("unguarded"):
-            for callback in tuple(self._subscribers):
+            for subscription, skipped in listeners:
+                if subscription not in self._subscriptions:  # it has ended since
+                    continue
                 try:
-                    callback(violation)
+                    subscription.callback(_with_skipped(violation, skipped))
                 except Exception:
                     _logger().exception("a subscriber to asyncsafe.violations raised")
 
@@ -211,14 +274,26 @@ class Recorder:
 class Pending:
     """A call between `Recorder.begin` and `Recorder.end`."""
 
-    __slots__ = ("site", "violation")
+    __slots__ = ("listeners", "site", "violation")
 
-    def __init__(self, site: CallSite, violation: Violation | None) -> None:
+    def __init__(self, site: CallSite, violation: Violation | None, listeners: Listeners) -> None:
         self.site: CallSite = site
         self.violation: Violation | None = violation
+        self.listeners: Listeners = listeners
 
 
 violations: Recorder = Recorder()
+
+
+def _with_skipped(violation: Violation, skipped: int) -> Violation:
+    """The violation as one subscriber is told of it: others have skipped more, or less."""
+    if not skipped:
+        return violation
+    import copy
+
+    violation = copy.copy(violation)
+    violation.skipped = skipped
+    return violation
 
 
 def _logger() -> Any:

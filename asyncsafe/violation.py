@@ -72,6 +72,7 @@ class Violation:
         "outcome",
         "reason",
         "seconds",
+        "skipped",
         "stack",
         "statement",
         "subject",
@@ -141,6 +142,9 @@ class Violation:
         self.begun_at: Frame | None = begun_at
         #: How long the call blocked the loop; None where it was refused or hasn't returned.
         self.seconds: float | None = None
+        #: For a subscriber that isn't told of all: of how many at this call site it wasn't, since
+        #: the one before.
+        self.skipped: int = 0
 
     def __repr__(self) -> str:
         where = f"{self.call_site.filename}:{self.call_site.lineno}"

@@ -178,6 +178,7 @@ LAYERS = [
     "following",
     "running",
     "cli",
+    "ipython",
     "__main__",
     "bootstrap",
 ]

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def subscribe() -> Iterator[Callable[[Callable[[Any], object]], Callable[[], Non
     """violations.subscribe, taken back at the end."""
     ends: list[Callable[[], None]] = []
 
-    def subscribe(callback: Callable[[Any], object]) -> Callable[[], None]:
-        ends.append(violations.subscribe(callback))
+    def subscribe(callback: Callable[[Any], object], **options: Any) -> Callable[[], None]:
+        ends.append(violations.subscribe(callback, **options))
         return ends[-1]
 
     yield subscribe
@@ -350,6 +351,129 @@ def test_a_subscriber_may_make_guarded_calls(way: str, subscribe: Any) -> None:
 def test_only_functions_can_subscribe() -> None:
     with pytest.raises(TypeError, match=r"subscribe\(\) takes a function, not str"):
         violations.subscribe("callback")  # type: ignore[arg-type]
+
+
+# Subscribers that aren't told of all ---------------------------------------------------------------
+
+
+class Clock:
+    """The recorder's clock, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(recorder, "monotonic", clock)
+    return clock
+
+
+def here() -> None:
+    with suppress(SynchronousOnlyOperation):
+        save()
+
+
+def there() -> None:
+    with suppress(SynchronousOnlyOperation):
+        save()
+
+
+def test_a_subscriber_can_be_told_at_most_once_in_a_time(subscribe: Any, clock: Clock) -> None:
+    told: list[asyncsafe.Violation] = []
+    all_of_them: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=60)
+    subscribe(all_of_them.append)
+
+    def skipped() -> list[tuple[str, int]]:
+        seen = [(violation.call_site.function, violation.skipped) for violation in told]
+        told.clear()
+        return seen
+
+    on_loop(here)
+    assert skipped() == [("here", 0)], "the first at once"
+    for _ in range(3):
+        on_loop(here)
+    clock.now += 59.9
+    on_loop(here)
+    assert skipped() == []
+    on_loop(there)
+    assert skipped() == [("there", 0)], "each call site by itself"
+    clock.now += 0.1
+    on_loop(here)
+    on_loop(here)
+    assert skipped() == [("here", 4)], "the time begins with what was told last"
+    clock.now += 600
+    on_loop(here)
+    on_loop(there)
+    assert skipped() == [("here", 1), ("there", 0)]
+    assert [violation.skipped for violation in all_of_them] == [0] * 10
+    assert [site.calls for site in violations] == [8, 2], "all are counted"
+
+
+def test_a_subscriber_can_be_told_once_of_each_call_site(subscribe: Any, clock: Clock) -> None:
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=float("inf"))
+    configure(mode="record")
+    for _ in range(3):
+        on_loop(here)
+        on_loop(there)
+        clock.now += 1e9
+    assert [violation.call_site.function for violation in told] == ["here", "there"]
+    assert told[0].seconds is not None
+    violations.clear()
+    on_loop(here)
+    assert len(told) == 3, "clear() begins anew"
+
+
+def test_who_subscribes_later_is_told_of_the_next(subscribe: Any, clock: Clock) -> None:
+    on_loop(here)
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=60)
+    on_loop(here)
+    assert [violation.skipped for violation in told] == [0]
+
+
+def test_who_has_ended_its_subscription_during_the_call_isnt_told(subscribe: Any) -> None:
+    told: list[asyncsafe.Violation] = []
+    end = subscribe(told.append)
+
+    @async_unsafe
+    def work() -> None:
+        end()
+
+    configure(mode="record")
+    on_loop(work)
+    assert told == []
+
+
+def test_a_subscriber_that_skips_costs_no_memory(
+    subscribe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows the recorder's call sites, and those beyond the limit as one."""
+    monkeypatch.setattr(recorder, "SITE_LIMIT", 10)
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=float("inf"))
+    configure(mode="record")
+    for number in range(30):
+        check = f"import asyncsafe\ndef call():\n    asyncsafe.check('call {number}')"
+        namespace: dict[str, Any] = {}
+        exec(check, namespace)
+        on_loop(namespace["call"])
+    assert len(told) == 11
+    assert violations.dropped == 20
+
+
+@pytest.mark.parametrize("every", [0, -1, float("nan"), "60", True])
+def test_every_is_a_number_of_seconds(every: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"every is a number of seconds above 0, math\.inf or None"
+    ):
+        violations.subscribe(print, every=every)
 
 
 # What never stands in it -------------------------------------------------------------------------
