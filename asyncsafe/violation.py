@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
+    from .lifespan import Phase
     from .owners import Owner
     from .sharing import Begun
 
@@ -70,6 +71,7 @@ class Violation:
         "loop_type",
         "operation",
         "outcome",
+        "phase",
         "reason",
         "seconds",
         "stack",
@@ -100,6 +102,7 @@ class Violation:
         subject: str | None = None,
         begun_by: str | None = None,
         begun_at: Frame | None = None,
+        phase: Phase | None = None,
     ) -> None:
         #: What was called: "sqlite3.Cursor.execute".
         self.operation: str = operation
@@ -129,6 +132,9 @@ class Violation:
         self.whole_stack: tuple[Frame, ...] = whole_stack
         #: The module that was being imported, or None.
         self.importing: str | None = importing
+        #: "startup" or "shutdown" where it was made under an ASGI server's `lifespan`, before the
+        #: first request or after the last. None otherwise.
+        self.phase: Phase | None = phase
         #: "raised" (refused), or made and "warned", "recorded" or "allowed".
         self.outcome = outcome
         #: Why it was allowed, or None.
@@ -166,6 +172,7 @@ class Call:
         "key",
         "library",
         "operation",
+        "phase",
         "running",
         "statement",
         "user",
@@ -183,8 +190,10 @@ class Call:
         begun: Begun | None = None,
         user: Owner | None = None,
         describe: Callable[[list[FrameType]], Told | None] | None = None,
+        phase: Phase | None = None,
     ) -> None:
         self.running: loops.Running = running
+        self.phase: Phase | None = phase
         self.operation: str = operation
         self.library: str | None = library
         self.headline: str | None = headline
@@ -234,8 +243,9 @@ class Call:
         self._caller = caller or self._frame
         self._site = site or self._caller
         self._coroutine = coroutine or outer_coroutine
-        self.key: tuple[str, Frame | None, int, int, int | None, int | None] = (
+        self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
             self.operation,
+            self.phase,
             None if self.begun is None else self.begun.place,
             id(self._site.f_code),
             self._site.f_lasti,
@@ -306,6 +316,7 @@ class Call:
             reason=reason,
             begun_by=None if self.begun is None else self.begun.owner.name,
             begun_at=None if self.begun is None else self.begun.place,
+            phase=self.phase,
         )
 
 
