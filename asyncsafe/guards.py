@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from types import FunctionType
 
-from . import lifespan, loops, owners, policy, scopes, sharing
+from . import loops, owners, policy, scopes, sharing
 from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, django_imported, refusal
 from .imports import when_imported
 from .nesting import Inside, under_way
@@ -187,12 +187,11 @@ def admit(
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
-    phase = lifespan.current_phase(running)
+    call = _describe_call(guard, args, kwargs, running)
     own_mode = guard.mode(args[0]) if guard.mode and args else None
-    answer = policy.answer(running, own_mode, phase)
+    answer = policy.answer(running, own_mode, call.phase)
     if answer.mode == "off":
         return None
-    call = _describe_call(guard, args, kwargs, running, phase=phase)
     if guard.trusted and call.made_by(guard.trusted):
         return None
     if answer.mode == "raise":
@@ -226,7 +225,6 @@ def _describe_call(
     running: loops.Running,
     begun: sharing.Begun | None = None,
     user: owners.Owner | None = None,
-    phase: lifespan.Phase | None = None,
 ) -> Call:
     return Call(
         running,
@@ -239,7 +237,6 @@ def _describe_call(
         begun,
         user,
         guard.describe,
-        phase,
     )
 
 

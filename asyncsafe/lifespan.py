@@ -9,11 +9,11 @@ stacks of their own: they run while requests are served.
 from __future__ import annotations
 
 import functools
-import sys
+from itertools import takewhile
 
 from . import loops
 from .callables import ASYNC_CODE
-from .stacks import call_chain
+from .stacks import call_chain, greenlets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,23 +25,49 @@ if TYPE_CHECKING:
 _COMPLETE = "lifespan.startup.complete"
 
 
-def current_phase(running: loops.Running) -> Phase | None:
-    """Whether the caller is below a `lifespan` scope, and before or after the application's start.
+def phase_of(coroutine: FrameType | None, running: loops.Running) -> Phase | None:
+    """Whether a call is below a `lifespan` scope, and before or after the application's start.
 
-    None: it serves a request, or no ASGI server called it.
+    coroutine: the innermost that it is under; None in a callback. None is the answer where it
+        serves a request, or no ASGI server called it.
     """
+    if coroutine is None:
+        return None
+    asynchronous = _asynchronous_frames(coroutine)
     # The outermost scope tells what the server is about: start-up may try out a request.
-    asynchronous = [
-        frame for frame in call_chain(sys._getframe(1)) if frame.f_code.co_flags & ASYNC_CODE
-    ]
     while asynchronous:
         kind = _kind_of_scope(asynchronous[-1])
-        if kind == "lifespan" and not _is_past_loop(asynchronous[-1], running):
+        if kind == "lifespan" and not _is_past_loop(asynchronous[-1], coroutine, running):
             return _phase(asynchronous)
         if kind is not None:
             return None
         asynchronous.pop()
     return None
+
+
+def _asynchronous_frames(coroutine: FrameType) -> list[FrameType]:
+    """Those from `coroutine` outwards. It is what each call pays for, so the walk is short.
+
+    Where it goes past a loop, which asyncio's own alone show at so little cost, it goes too far.
+    """
+    found = []
+    frame: FrameType | None = coroutine
+    while frame is not None:
+        code = frame.f_code
+        if code.co_flags & ASYNC_CODE:
+            found.append(frame)
+        elif code is loops.asyncio_step:
+            return found
+        frame = frame.f_back
+    if greenlets() is None:
+        return found
+    return [frame for frame in call_chain(coroutine) if frame.f_code.co_flags & ASYNC_CODE]
+
+
+def _is_past_loop(frame: FrameType, coroutine: FrameType, running: loops.Running) -> bool:
+    """Whether the loop that runs was entered below this frame: then it has tasks of its own."""
+    frames = takewhile(lambda inner: inner is not frame, call_chain(coroutine))
+    return any(loops.enters_loop(inner, running) for inner in frames)
 
 
 def _kind_of_scope(frame: FrameType) -> str | None:
@@ -50,9 +76,7 @@ def _kind_of_scope(frame: FrameType) -> str | None:
     Servers and applications call it `scope`, as the specification does.
     """
     code = frame.f_code
-    if not any(
-        "scope" in names for names in (code.co_varnames, code.co_cellvars, code.co_freevars)
-    ):
+    if "scope" not in code.co_varnames + code.co_cellvars + code.co_freevars:
         return None
     kind = _type_of(frame.f_locals.get("scope"))
     return kind if kind in {"http", "websocket", "lifespan"} else None
@@ -65,16 +89,6 @@ def _type_of(event: Any) -> str | None:
         return None
     kind = dict.get(event, "type")
     return kind if isinstance(kind, str) else None
-
-
-def _is_past_loop(frame: FrameType, running: loops.Running) -> bool:
-    """Whether the loop that runs was entered below this frame: it has tasks of its own."""
-    for inner in call_chain(sys._getframe(1)):
-        if inner is frame:
-            return False
-        if loops.enters_loop(inner, running):
-            return True
-    return False
 
 
 def _phase(frames: list[FrameType]) -> Phase | None:

@@ -9,6 +9,7 @@ from itertools import pairwise, takewhile
 
 from . import loops
 from .callables import ASYNC_CODE, GENERATOR_CODE
+from .lifespan import phase_of
 from .messages import describe
 from .nesting import Inside
 from .stacks import call_chain, is_ours, is_user, whose
@@ -163,6 +164,7 @@ class Call:
         "_coroutine",
         "_describe_line",
         "_frame",
+        "_innermost",
         "_site",
         "begun",
         "finalizing",
@@ -190,10 +192,8 @@ class Call:
         begun: Begun | None = None,
         user: Owner | None = None,
         describe: Callable[[list[FrameType]], Told | None] | None = None,
-        phase: Phase | None = None,
     ) -> None:
         self.running: loops.Running = running
-        self.phase: Phase | None = phase
         self.operation: str = operation
         self.library: str | None = library
         self.headline: str | None = headline
@@ -211,6 +211,21 @@ class Call:
             # the frame that runs it is the only one to name.
             if any(not is_ours(f.f_code.co_filename) for f in self._frames_in_loop()):
                 self._read(self._frames_in_loop())
+        #: Whether an ASGI server makes the call while it starts up or shuts down.
+        self.phase: Phase | None = None if begun else phase_of(self._innermost, running)
+        self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
+            operation,
+            self.phase,
+            None if begun is None else begun.place,
+            id(self._site.f_code),
+            self._site.f_lasti,
+            self._coroutine and id(self._coroutine.f_code),
+            self._coroutine and self._coroutine.f_lasti,
+        )
+        self.kept: tuple[CodeType, CodeType | None] = (
+            self._site.f_code,
+            self._coroutine and self._coroutine.f_code,
+        )
 
     def _frames_in_loop(self) -> Iterator[FrameType]:
         """The frames from the call outwards, up to those that run the loop."""
@@ -243,19 +258,7 @@ class Call:
         self._caller = caller or self._frame
         self._site = site or self._caller
         self._coroutine = coroutine or outer_coroutine
-        self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
-            self.operation,
-            self.phase,
-            None if self.begun is None else self.begun.place,
-            id(self._site.f_code),
-            self._site.f_lasti,
-            self._coroutine and id(self._coroutine.f_code),
-            self._coroutine and self._coroutine.f_lasti,
-        )
-        self.kept: tuple[CodeType, CodeType | None] = (
-            self._site.f_code,
-            self._coroutine and self._coroutine.f_code,
-        )
+        self._innermost = outer_coroutine or coroutine
         return coroutine is not None
 
     def made_by(self, packages: tuple[str, ...]) -> bool:
