@@ -28,7 +28,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import asyncsafe
-from asyncsafe import SynchronousOnlyOperation, allow, async_unsafe, configure, forbid, policy
+from asyncsafe import SynchronousOnlyOperation, allow, async_unsafe, configure, forbid, loops, policy
 
 from .test_cli import SCHEMA, command
 
@@ -326,6 +326,31 @@ def test_a_request_that_starts_another_application_is_a_request(
     assert {"create", "dispose"} <= set(phases(heard))
 
 
+def test_an_application_that_ends_while_another_starts_is_start_up(
+    heard: list[asyncsafe.Violation],
+) -> None:
+    messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> Any:
+        return {"type": next(messages)}
+
+    async def send(message: Any) -> None: ...
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> Any:
+        await raw()({"type": "lifespan"}, receive, send)
+        yield
+
+    configure(mode="record")
+    with starlette.testclient.TestClient(Starlette(lifespan=lifespan)):
+        pass
+    assert phases(heard) == {"create": "startup", "dispose": "startup"}
+
+
+def test_asyncio_has_what_ends_the_search_early() -> None:
+    assert loops.asyncio_step is asyncio.Handle._run.__code__  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "scope",
     [{"type": "repository"}, {"type": ["lifespan"]}, {}, None, "lifespan", {"lifespan": "type"}],
@@ -376,12 +401,21 @@ def test_below_a_greenlet_it_is_start_up(heard: list[asyncsafe.Violation]) -> No
     """SQLAlchemy's run_sync(metadata.create_all) on a synchronous driver."""
     import greenlet
 
+    def step(coroutine: Any) -> None:
+        """A coroutine that a greenlet takes a step of, without a task."""
+        with pytest.raises(StopIteration):
+            coroutine.send(None)
+
+    async def work() -> None:
+        query("work")
+
     async def server(scope: Any) -> None:
         greenlet.greenlet(create).switch()
+        greenlet.greenlet(step).switch(work())
 
     configure(mode="record")
     asyncio.run(server({"type": "lifespan"}))
-    assert phases(heard) == {"create": "startup"}
+    assert phases(heard) == {"create": "startup", "work": "startup"}
 
 
 def test_in_a_thread_nothing_is_blocked(heard: list[asyncsafe.Violation]) -> None:
