@@ -107,6 +107,7 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
     mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
+    policy.current_startup()
     session = _Session(target, mode, options)
     session.begin()
     return session.run
@@ -232,8 +233,16 @@ def _outer_directory() -> str | None:
 
 
 def _violations(report: dict[str, Any]) -> bool:
-    """Whether anything was recorded that nobody allowed."""
-    return any(site["calls"] > site["outcomes"]["allowed"] for site in report["sites"])
+    """Whether anything was recorded that nobody allowed.
+
+    Calls that were let through during start-up count where the setting makes no exception for them.
+    """
+    let_through = ["allowed"] if policy.current_startup()[0] == "raise" else ["allowed", "recorded"]
+    return any(
+        site["calls"]
+        > sum(site["outcomes"][name] for name in (let_through if site["phase"] else ["allowed"]))
+        for site in report["sites"]
+    )
 
 
 def _status(code: object) -> int:
@@ -248,11 +257,14 @@ def _status(code: object) -> int:
 
 def _info() -> int:
     print(f"asyncsafe {__version__} on {sys.implementation.name} {sys.version.split()[0]}")
-    try:
-        mode, source = policy.current_mode()
-        print(f"mode: {mode} ({source})")
-    except AsyncsafeError as error:
-        print(f"mode: {error}")
+    for setting, current in {
+        "mode": policy.current_mode,
+        "startup": policy.current_startup,
+    }.items():
+        try:
+            print(f"{setting}: {{}} ({{}})".format(*current()))
+        except AsyncsafeError as error:
+            print(f"{setting}: {error}")
     if value := os.environ.get(policy.DJANGO_VARIABLE):
         print(f"{policy.DJANGO_VARIABLE}={value} allows everything, whatever the mode")
     print("guarded by install():")

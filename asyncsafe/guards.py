@@ -187,10 +187,11 @@ def admit(
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
-    answer = policy.answer(running, guard.mode(args[0]) if guard.mode and args else None)
+    call = _describe_call(guard, args, kwargs, running)
+    own_mode = guard.mode(args[0]) if guard.mode and args else None
+    answer = policy.answer(running, own_mode, call.phase)
     if answer.mode == "off":
         return None
-    call = _describe_call(guard, args, kwargs, running)
     if guard.trusted and call.made_by(guard.trusted):
         return None
     if answer.mode == "raise":

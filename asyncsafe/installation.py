@@ -251,6 +251,7 @@ def install(*libraries: str) -> None:
     environment or pyproject.toml holds a bad setting.
     """
     policy.current_mode()
+    policy.current_startup()
     with _lock:
         for name in _checked(libraries, LIBRARIES):
             try:

@@ -52,6 +52,10 @@ _checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
 _bound: tuple[tuple[Library, Callable[[], Any]], ...] = ()
 _awake = True
 
+#: What asyncio's own loops call for each step of a task: further out than it, there is no more of
+#: the task. It is private; without it, whoever looks for the end looks further.
+asyncio_step: CodeType | None = None
+
 #: Methods of an event loop that run it (mainLoop is Twisted's).
 _RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once", "mainLoop"})
 _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
@@ -254,6 +258,8 @@ def _add(library: Library, check: Callable[[], Any]) -> None:
 
 
 def _asyncio_imported(asyncio: ModuleType) -> None:
+    global asyncio_step
+    asyncio_step = getattr(getattr(asyncio.Handle, "_run", None), "__code__", None)
     _add("asyncio", asyncio._get_running_loop)
 
 

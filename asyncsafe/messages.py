@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .lifespan import Phase
     from .violation import Frame, Violation
 
 
@@ -48,10 +49,17 @@ def headline(violation: Violation) -> str:
     if violation.loop_type:
         loop = f"{loop}, {violation.loop_type}"
     verb = "was called" if violation.outcome == "raised" else "blocks: it was called"
-    importing = f", while importing {violation.importing}" if violation.importing else ""
+    when = f", {during(violation.phase)}" if violation.phase else ""
+    if violation.importing:
+        when += f", while importing {violation.importing}"
     if violation.subject:
-        return f"{violation.subject} from a running event loop ({loop}){importing}."
-    return f"{violation.operation}() {verb} from a running event loop ({loop}){importing}."
+        return f"{violation.subject} from a running event loop ({loop}){when}."
+    return f"{violation.operation}() {verb} from a running event loop ({loop}){when}."
+
+
+def during(phase: Phase) -> str:
+    """When an ASGI server's start-up or shutdown is."""
+    return "during start-up" if phase == "startup" else "during shutdown"
 
 
 def place(frame: Frame) -> str:

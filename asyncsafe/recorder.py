@@ -233,6 +233,7 @@ class Recorder:
             violation.coroutine,
             violation.begun_at,
             violation.subject,
+            violation.phase,
         )
         site = self._sites.get(name)
         if site is None:

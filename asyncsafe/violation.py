@@ -8,6 +8,7 @@ from itertools import pairwise, takewhile
 
 from . import loops
 from .callables import ASYNC_CODE, GENERATOR_CODE
+from .lifespan import phase_of
 from .messages import describe
 from .nesting import Inside
 from .stacks import absolute, call_chain, is_ours, is_user, whose
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
+    from .lifespan import Phase
     from .owners import Owner
     from .sharing import Begun
     from .stacks import Owner as Whose
@@ -70,6 +72,7 @@ class Violation:
         "loop_type",
         "operation",
         "outcome",
+        "phase",
         "reason",
         "seconds",
         "skipped",
@@ -101,6 +104,7 @@ class Violation:
         subject: str | None = None,
         begun_by: str | None = None,
         begun_at: Frame | None = None,
+        phase: Phase | None = None,
     ) -> None:
         #: What was called: "sqlite3.Cursor.execute".
         self.operation: str = operation
@@ -132,6 +136,9 @@ class Violation:
         self.whole_stack: tuple[Frame, ...] = whole_stack
         #: The module that was being imported, or None.
         self.importing: str | None = importing
+        #: "startup" or "shutdown" where it was made under an ASGI server's `lifespan`, before the
+        #: first request or after the last. None otherwise.
+        self.phase: Phase | None = phase
         #: "raised" (refused), or made and "warned", "recorded" or "allowed".
         self.outcome = outcome
         #: Why it was allowed, or None.
@@ -163,6 +170,7 @@ class Call:
         "_coroutine",
         "_describe_line",
         "_frame",
+        "_innermost",
         "_site",
         "begun",
         "finalizing",
@@ -172,6 +180,7 @@ class Call:
         "key",
         "library",
         "operation",
+        "phase",
         "running",
         "statement",
         "user",
@@ -208,6 +217,21 @@ class Call:
             # the frame that runs it is the only one to name.
             if any(not is_ours(f.f_code.co_filename) for f in self._frames_in_loop()):
                 self._read(self._frames_in_loop())
+        #: Whether an ASGI server makes the call while it starts up or shuts down.
+        self.phase: Phase | None = None if begun else phase_of(self._innermost, running)
+        self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
+            operation,
+            self.phase,
+            None if begun is None else begun.place,
+            id(self._site.f_code),
+            self._site.f_lasti,
+            self._coroutine and id(self._coroutine.f_code),
+            self._coroutine and self._coroutine.f_lasti,
+        )
+        self.kept: tuple[CodeType, CodeType | None] = (
+            self._site.f_code,
+            self._coroutine and self._coroutine.f_code,
+        )
 
     def _frames_in_loop(self) -> Iterator[FrameType]:
         """The frames from the call outwards, up to those that run the loop."""
@@ -242,18 +266,7 @@ class Call:
         self._caller = caller or self._frame
         self._site = site or installed or self._caller
         self._coroutine = coroutine or outer_coroutine
-        self.key: tuple[str, Frame | None, int, int, int | None, int | None] = (
-            self.operation,
-            None if self.begun is None else self.begun.place,
-            id(self._site.f_code),
-            self._site.f_lasti,
-            self._coroutine and id(self._coroutine.f_code),
-            self._coroutine and self._coroutine.f_lasti,
-        )
-        self.kept: tuple[CodeType, CodeType | None] = (
-            self._site.f_code,
-            self._coroutine and self._coroutine.f_code,
-        )
+        self._innermost = outer_coroutine or coroutine
         return coroutine is not None
 
     def made_by(self, packages: tuple[str, ...]) -> bool:
@@ -316,6 +329,7 @@ class Call:
             reason=reason,
             begun_by=None if self.begun is None else self.begun.owner.name,
             begun_at=None if self.begun is None else self.begun.place,
+            phase=self.phase,
         )
 
 

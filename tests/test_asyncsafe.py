@@ -155,6 +155,7 @@ LAYERS = [
     "stacks",
     "imports",
     "loops",
+    "lifespan",
     "scopes",
     "policy",
     "nesting",

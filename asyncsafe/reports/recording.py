@@ -129,6 +129,7 @@ def _description(site: CallSite) -> bytes:
         "loop_type",
         "task",
         "importing",
+        "phase",
         "reason",
         "begun_by",
     )
@@ -154,7 +155,8 @@ def read_recordings(directory: str) -> dict[str, Any]:
     """What all processes recorded: {"processes": [...], "dropped": n, "sites": [...]}, worst first.
 
     Folders below it count too: they are those of runs within the run. Calls at one place, of one
-    operation, under one coroutine are one site, whichever process made them.
+    operation, under one coroutine, are one site, whichever process made them; those during start-up
+    are another than those later on.
     """
     processes = []
     dropped = 0
@@ -185,7 +187,7 @@ def report_of_this_process() -> dict[str, Any]:
 
 def _merge(sites: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
     outcomes = {name: entry.pop(name) for name in ("raised", "warned", "recorded", "allowed")}
-    told = ("operation", "subject", "call_site", "coroutine", "begun_at")
+    told = ("operation", "subject", "call_site", "coroutine", "begun_at", "phase")
     key = json.dumps([entry[name] for name in told])
     site = sites.get(key)
     if site is None:
