@@ -19,7 +19,8 @@ from .exceptions import AsyncsafeError
 from .following import follow
 from .installation import LIBRARIES, integration
 from .reports import json, text
-from .reports.recording import DIRECTORY_VARIABLE, read_recordings
+from .reports.reading import read_recordings
+from .reports.recording import DIRECTORY_VARIABLE
 from .running import NotATarget, Target, find_target
 
 TYPE_CHECKING = False

@@ -163,6 +163,7 @@ LAYERS = [
     "sharing",
     "messages",
     "violation",
+    "durations",
     "recorder",
     "guards",
     "wrappers",
