@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .loops import running_loop as running_loop
     from .policy import configure as configure
     from .recorder import CallSite as CallSite
+    from .recorder import Stall as Stall
     from .recorder import violations as violations
     from .scopes import allow as allow
     from .scopes import exempt as exempt
@@ -54,6 +55,7 @@ _HOMES = {
     "Local": "connections",
     "ManagedConnection": "connections",
     "Operation": "installation",
+    "Stall": "recorder",
     "SynchronousOnlyOperation": "exceptions",
     "Told": "violation",
     "Violation": "violation",
@@ -88,6 +90,7 @@ __all__ = [
     "Local",
     "ManagedConnection",
     "Operation",
+    "Stall",
     "SynchronousOnlyOperation",
     "Told",
     "Violation",

@@ -1,4 +1,4 @@
-"""asyncsafe run | info: guard a program that nobody has changed, and tell what it does."""
+"""asyncsafe run | report | info: guard a program that nobody has changed, and tell what it does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from importlib import metadata
 from pathlib import Path
 
 from . import __version__, policy
-from .exceptions import AsyncsafeError
+from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
 from .installation import LIBRARIES, integration
-from .reports import json, text
-from .reports.recording import DIRECTORY_VARIABLE, read_recordings
+from .reports import text
+from .reports.formats import FORMATS, format_of, require, write
+from .reports.reading import read_recordings, read_reports
+from .reports.recording import DIRECTORY_VARIABLE
 from .running import NotATarget, Target, find_target
 
 TYPE_CHECKING = False
@@ -44,7 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     if command != "run":
         options = parser.parse_args(arguments or ["--help"])
-        return _info() if options.command == "info" else 0
+        try:
+            return _report(options) if options.command == "report" else _info()
+        except (AsyncsafeError, OSError) as error:
+            parser.exit(2, f"asyncsafe: error: {error}\n")
     own, target = _split(rest)
     options = parser.parse_args(["run", *own])
     if not target:
@@ -61,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="asyncsafe", description="Keep synchronous database connections off the event loop."
     )
     parser.add_argument("--version", action="version", version=f"asyncsafe {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | report | info")
     run = commands.add_parser(
         "run",
         help="run a program, guarded, and report what blocks its event loop",
@@ -74,11 +79,34 @@ def _parser() -> argparse.ArgumentParser:
         choices=policy.MODES,
         help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else record)",
     )
-    run.add_argument("--report", metavar="FILE", help="write the report as JSON, too")
+    run.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write the report into a file, too: .sarif, .html or .txt, else JSON",
+    )
     run.add_argument(
         "--fail",
         action="store_true",
         help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    report = commands.add_parser(
+        "report",
+        help="merge reports, and write them for people and tools",
+        description="FILE is a report that `asyncsafe run --report FILE.json` has written, or a "
+        "recording of one of its processes; a directory is that of recordings.",
+    )
+    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: what the output's name ends in, else text",
+    )
+    report.add_argument("--output", metavar="FILE", help="default: standard output")
+    report.add_argument(
+        "--root",
+        metavar="DIR",
+        default=".",
+        help="the folder that SARIF's and GitHub's paths are relative to (default: this one)",
     )
     commands.add_parser("info", help="tell what can be guarded here, and the mode")
     return parser
@@ -102,8 +130,9 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], int]:
     """Everything up to the target's own first line. What goes wrong until then is ours to tell."""
     target = find_target(arguments)
-    if options.report and not Path(options.report).resolve().parent.is_dir():
-        raise NotADirectoryError(f"--report {options.report}: there is no such directory")
+    if options.report:
+        _check_output("--report", options.report)
+        require(format_of(options.report) or "json")
     mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
@@ -122,6 +151,7 @@ class _Session:
         self._fail: bool = options.fail
         # The target may change the working directory.
         self._report_path = options.report and Path(options.report).resolve()
+        self._root = os.getcwd()
         self._status: int | None = 0
         self._pid = os.getpid()
         # Below another `asyncsafe run`, which merges what is recorded here: `flask run --reload`
@@ -200,12 +230,17 @@ class _Session:
         report = self._read()
         try:
             if self._report_path:
-                self._report_path.write_text(json.render(report), encoding="utf-8")
-        except OSError as error:
-            self._tell(f"asyncsafe: the report was not written: {error}\n")
+                name = format_of(str(self._report_path)) or "json"
+                write(self._report_path, FORMATS[name](report, self._root))
+        except (AsyncsafeError, OSError) as error:
+            self._tell(
+                f"asyncsafe: the report was not written: {error}\n"
+                f"           What was recorded is kept: asyncsafe report {self._directory}\n"
+            )
+        else:
+            self._remove()
         if self._tells:
             self._tell("\n" + text.render(report))
-        self._remove()
         return report
 
     def _tell(self, what: str) -> None:
@@ -250,6 +285,38 @@ def _status(code: object) -> int:
     if code is None:
         return 0
     return code if isinstance(code, int) else 1
+
+
+# report -----------------------------------------------------------------------------------------
+
+
+def _report(options: argparse.Namespace) -> int:
+    name = options.format or (format_of(options.output) if options.output else "text")
+    if name is None:
+        raise ConfigurationError(
+            f"--output {options.output}: name the format too, by --format {{{','.join(FORMATS)}}}"
+        )
+    require(name)
+    if options.output:
+        _check_output("--output", options.output)
+    content = FORMATS[name](read_reports(options.files), os.path.abspath(options.root))
+    if options.output:
+        write(Path(options.output), content)
+        return 0
+    try:
+        # A reader that isn't a person wants UTF-8, whatever the terminal's encoding is.
+        encoding = "utf-8" if name != "text" else None
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stdout.write(content)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`: Python would tell of it once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _check_output(option: str, path: str) -> None:
+    if not Path(path).resolve().parent.is_dir():
+        raise NotADirectoryError(f"{option} {path}: there is no such directory")
 
 
 # info -------------------------------------------------------------------------------------------

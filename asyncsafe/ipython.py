@@ -18,7 +18,8 @@ from . import loops, messages, owners, policy
 from .installation import LIBRARIES, install, integration, uninstall
 from .recorder import violations
 from .reports import text
-from .reports.recording import report_of_this_process
+from .reports.reading import report_of_this_process
+from .reports.wording import seconds
 from .scopes import allow
 from .stacks import call_chain
 
@@ -208,7 +209,7 @@ def _report() -> str:
     told = text.render({**report, "sites": others})
     if cells:
         calls = sum(site["calls"] for site in cells)
-        took = text.seconds(sum(site["seconds"] for site in cells))
+        took = seconds(sum(site["seconds"] for site in cells))
         told += f"\nCalls of the cells themselves: {calls:,}, {took}.\n"
     return told
 

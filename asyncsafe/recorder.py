@@ -3,28 +3,63 @@
 from __future__ import annotations
 
 import os
+import time
+from heapq import heappush, heapreplace
 from threading import RLock
 from time import monotonic
 
+from . import loops
+from .durations import Durations
 from .nesting import Inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any
+    from typing import Any, Protocol
 
     from .violation import Call, Outcome, Violation
 
     Listeners = list[tuple["_Subscription", int]]
 
+    class Keeper(Protocol):
+        """Who writes down what is recorded. It is told while the recorder's lock is held."""
+
+        def counted(self, site: CallSite | None) -> object:
+            """A call was counted; None: at a call site beyond SITE_LIMIT."""
+
+        def timed(self, site: CallSite, bucket: int) -> object:
+            """A call has returned: its duration is in this bucket of the site's durations."""
+
+        def waited(self, site: CallSite) -> object:
+            """Others have waited for a call at this site, or might have."""
+
+        def stalled(self, stall: Stall, replaced: Stall | None) -> object:
+            """The loop stood still for longer than another time, which this one replaces."""
+
+
 #: How many call sites are told apart; calls at further ones are counted in `Recorder.dropped`.
 SITE_LIMIT = 10_000
+#: How many stalls are kept, the longest.
+STALL_LIMIT = 1000
+#: From how many seconds on it is counted who waited: that takes some microseconds itself.
+LONG = 0.001
 
 
 class CallSite:
     """All calls of one operation at one line, under one coroutine: what the recorder keeps."""
 
-    __slots__ = ("calls", "outcomes", "seconds", "violation", "warned", "worst")
+    __slots__ = (
+        "calls",
+        "durations",
+        "outcomes",
+        "seconds",
+        "violation",
+        "waiting_calls",
+        "waiting_most",
+        "waiting_total",
+        "warned",
+        "worst",
+    )
 
     def __init__(self, violation: Violation) -> None:
         #: The first violation here: its statement, stack and task stand for all.
@@ -36,11 +71,57 @@ class CallSite:
         #: Seconds for which the calls made here blocked the loop, in total and at worst.
         self.seconds: float = 0.0
         self.worst: float = 0.0
+        #: The distribution of these times.
+        self.durations: Durations = Durations()
+        #: How many tasks and callbacks of the loop could have run, and waited, when a call
+        #: returned: of how many calls that is known (of those that took a millisecond or more,
+        #: where the loop tells), and for these in total and at most.
+        self.waiting_calls: int = 0
+        self.waiting_total: int = 0
+        self.waiting_most: int = 0
         #: Whether mode "warn" has warned of it.
         self.warned: bool = False
 
     def __repr__(self) -> str:
         return f"<CallSite {self.violation!r}, {self.calls} calls, {self.seconds:.6f} s>"
+
+    @property
+    def p50(self) -> float | None:
+        """The median of the times, within 2.2 % (durations.RELATIVE_ERROR); None: no call was made."""
+        return self._quantile(0.50)
+
+    @property
+    def p95(self) -> float | None:
+        """The time that 95 % of the calls did not exceed, as `p50`."""
+        return self._quantile(0.95)
+
+    @property
+    def p99(self) -> float | None:
+        """The time that 99 % of the calls did not exceed, as `p50`."""
+        return self._quantile(0.99)
+
+    def _quantile(self, part: float) -> float | None:
+        seconds = self.durations.quantile(part)
+        return None if seconds is None else min(seconds, self.worst)
+
+
+class Stall:
+    """One time that the loop stood still, for a call that was made on it."""
+
+    __slots__ = ("seconds", "site", "start", "waiting")
+
+    def __init__(self, site: CallSite, start: float, seconds: float, waiting: int | None) -> None:
+        #: Where the call was made.
+        self.site: CallSite = site
+        #: When it began, as time.time() tells it, and how many seconds it took.
+        self.start: float = start
+        self.seconds: float = seconds
+        #: How many tasks and callbacks could have run, and waited, when it returned. None where it
+        #: took less than a millisecond, or the loop doesn't tell.
+        self.waiting: int | None = waiting
+
+    def __repr__(self) -> str:
+        return f"<Stall {self.seconds:.6f} s, {self.waiting} waiting, {self.site!r}>"
 
 
 class _Subscription:
@@ -82,11 +163,14 @@ class Recorder:
         #: Whether the lock's holder is at work: a finalizer or a signal handler may come back in.
         self._at_work: bool = False
         self._subscriptions: list[_Subscription] = []
-        self._keepers: list[Callable[[CallSite | None], object]] = []
+        self._keepers: list[Keeper] = []
         self._sites: dict[tuple[Any, ...], CallSite] = {}
         #: From what is cheap to compare to the call site. Each value keeps alive what its key
         #: names by id.
         self._known: dict[tuple[Any, ...], tuple[CallSite, Any]] = {}
+        #: The longest stalls: a heap, the shortest of them first. The number tells equal ones apart.
+        self._stalls: list[tuple[float, int, Stall]] = []
+        self._stall_number = 0
         #: Stands for all call sites beyond SITE_LIMIT.
         self._beyond: CallSite | None = None
         if hasattr(os, "register_at_fork"):
@@ -101,6 +185,13 @@ class Recorder:
     def dropped(self) -> int:
         """How many calls were at call sites beyond SITE_LIMIT, which are not told apart."""
         return self._beyond.calls if self._beyond else 0
+
+    @property
+    def stalls(self) -> list[Stall]:
+        """The STALL_LIMIT longest times that the loop stood still, by when they began."""
+        with self._lock:
+            stalls = [stall for _, _, stall in self._stalls]
+        return sorted(stalls, key=lambda stall: stall.start)
 
     def __iter__(self) -> Iterator[CallSite]:
         with self._lock:
@@ -117,6 +208,7 @@ class Recorder:
         with self._lock:
             self._sites.clear()
             self._known.clear()
+            self._stalls.clear()
             self._beyond = None
             for subscription in self._subscriptions:
                 subscription.clear()
@@ -155,8 +247,8 @@ class Recorder:
 
         return unsubscribe
 
-    def keep(self, keeper: Callable[[CallSite | None], object]) -> None:
-        """Call `keeper` with a call site whenever its numbers change, with None when `dropped` does."""
+    def keep(self, keeper: Keeper) -> None:
+        """Have `keeper` told of every change of the numbers."""
         self._keepers.append(keeper)
 
     # What guards.py calls --------------------------------------------------------------------
@@ -177,24 +269,52 @@ class Recorder:
         site, violation, listeners = counted
         if violation is None and listeners:
             violation = call.violation(outcome, reason)
-        return Pending(site, violation, listeners)
+        return Pending(site, violation, listeners, call.running)
 
     def end(self, pending: Pending, seconds: float) -> None:
-        """The call that began has returned, after `seconds`."""
+        """The call that began has returned, after `seconds`; 0.0: it took no time of its own."""
         site = pending.site
+        waiting = loops.count_waiting(pending.running) if seconds >= LONG else None
         with self._lock:
             if self._at_work:
                 return
             self._at_work = True
             try:
-                site.seconds += seconds
-                site.worst = max(site.worst, seconds)
-                self._tell_keepers(site)
+                if seconds:
+                    self._add_time(site, seconds, waiting)
             finally:
                 self._at_work = False
         if pending.violation is not None:
             pending.violation.seconds = seconds
             self._tell(pending.violation, pending.listeners)
+
+    def _add_time(self, site: CallSite, seconds: float, waiting: int | None) -> None:
+        site.seconds += seconds
+        site.worst = max(site.worst, seconds)
+        bucket = site.durations.add(seconds)
+        if site is self._beyond:
+            return
+        for keeper in self._keepers:
+            keeper.timed(site, bucket)
+        if waiting is not None:
+            site.waiting_calls += 1
+            site.waiting_total += waiting
+            site.waiting_most = max(site.waiting_most, waiting)
+            for keeper in self._keepers:
+                keeper.waited(site)
+        if len(self._stalls) < STALL_LIMIT or seconds > self._stalls[0][0]:
+            self._add_stall(Stall(site, time.time() - seconds, seconds, waiting))
+
+    def _add_stall(self, stall: Stall) -> None:
+        self._stall_number += 1
+        entry = stall.seconds, self._stall_number, stall
+        replaced = None
+        if len(self._stalls) < STALL_LIMIT:
+            heappush(self._stalls, entry)
+        else:
+            replaced = heapreplace(self._stalls, entry)[2]
+        for keeper in self._keepers:
+            keeper.stalled(stall, replaced)
 
     def _count(
         self, call: Call, outcome: Outcome, reason: str | None
@@ -213,7 +333,8 @@ class Recorder:
                 first = site.calls == 1
                 site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
                 listeners = self._listeners(site)
-                self._tell_keepers(site)
+                for keeper in self._keepers:
+                    keeper.counted(None if site is self._beyond else site)
             finally:
                 self._at_work = False
         if not first:
@@ -246,10 +367,6 @@ class Recorder:
         self._known[call.key] = site, call.kept
         return site
 
-    def _tell_keepers(self, site: CallSite) -> None:
-        for keeper in self._keepers:
-            keeper(None if site is self._beyond else site)
-
     def _listeners(self, site: CallSite) -> Listeners:
         """The subscribers that are to hear of a violation here, and of how many they didn't before."""
         found = []
@@ -275,12 +392,19 @@ class Recorder:
 class Pending:
     """A call between `Recorder.begin` and `Recorder.end`."""
 
-    __slots__ = ("listeners", "site", "violation")
+    __slots__ = ("listeners", "running", "site", "violation")
 
-    def __init__(self, site: CallSite, violation: Violation | None, listeners: Listeners) -> None:
+    def __init__(
+        self,
+        site: CallSite,
+        violation: Violation | None,
+        listeners: Listeners,
+        running: loops.Running,
+    ) -> None:
         self.site: CallSite = site
         self.violation: Violation | None = violation
         self.listeners: Listeners = listeners
+        self.running: loops.Running = running
 
 
 violations: Recorder = Recorder()

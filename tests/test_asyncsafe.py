@@ -164,6 +164,7 @@ LAYERS = [
     "sharing",
     "messages",
     "violation",
+    "durations",
     "recorder",
     "guards",
     "wrappers",

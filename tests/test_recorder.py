@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import logging
 import pickle
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -594,3 +596,114 @@ def test_a_program_that_logs_sees_it(tmp_path: Path) -> None:
         "asyncsafe WARNING",
         "asyncsafe INFO",
     ]
+
+
+# How long, and who waited ------------------------------------------------------------------------
+
+
+@async_unsafe
+def take(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_call_site_has_the_distribution_of_its_times() -> None:
+    configure(mode="record")
+
+    def calls() -> None:
+        for seconds in [0.0001] * 18 + [0.005, 0.02]:
+            take(seconds)
+
+    on_loop(calls)
+    (site,) = violations
+    assert len(site.durations) == 20
+    assert site.p50 is not None
+    assert site.p95 is not None
+    assert 0.0001 * 0.97 < site.p50 < 0.005 * 0.97 < site.p95 < 0.02
+    assert site.p99 == pytest.approx(site.worst, rel=0.022)
+    assert site.p99 <= site.worst
+
+
+def test_refused_calls_have_no_times() -> None:
+    on_loop(attempt)
+    (site,) = violations
+    assert (len(site.durations), site.p50, site.p99) == (0, None, None)
+    assert violations.stalls == []
+
+
+def test_who_waited_for_a_long_call_is_counted() -> None:
+    configure(mode="record")
+
+    async def other() -> None: ...
+
+    async def main() -> None:
+        take(0.00001)
+        tasks = [asyncio.create_task(other()) for _ in range(3)]
+        await_none = [take(0.002) for _ in range(2)]
+        await asyncio.gather(*tasks)
+        assert await_none
+
+    before = time.time()
+    asyncio.run(main())
+    short, long = violations
+    assert (short.waiting_calls, short.waiting_total, short.waiting_most) == (0, 0, 0)
+    assert (long.waiting_calls, long.waiting_total, long.waiting_most) == (2, 6, 3)
+    stalls = violations.stalls
+    assert [stall.site for stall in stalls] == [short, long, long]
+    assert [stall.waiting for stall in stalls] == [None, 3, 3]
+    assert [stall.seconds >= 0.002 for stall in stalls] == [False, True, True]
+    assert before <= stalls[0].start <= stalls[1].start <= stalls[2].start <= time.time()
+    assert "3 waiting" in repr(stalls[1])
+
+
+def test_the_longest_stalls_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "STALL_LIMIT", 5)
+    configure(mode="record")
+
+    def calls() -> None:
+        for milliseconds in (1, 9, 0, 7, 3, 0, 8, 2, 6, 0):
+            take(milliseconds / 1000)
+
+    on_loop(calls)
+    assert len(violations.stalls) == 5
+    assert min(stall.seconds for stall in violations.stalls) >= 0.003
+    violations.clear()
+    assert violations.stalls == []
+
+
+RECORDING = """
+import asyncio, gc, sys
+import asyncsafe
+from asyncsafe.reports.recording import record_into
+
+asyncsafe.configure(mode="record")
+record_into(".")
+
+@asyncsafe.async_unsafe
+def find(): ...
+
+namespace = {"find": find}
+for number in range(100):
+    exec(compile(f"def call_{number}(): find()", f"/app/{number}.py", "exec"), namespace)
+functions = [namespace[f"call_{number}"] for number in range(100)]
+
+async def main(times):
+    for _ in range(times):
+        for function in functions:
+            function()
+
+def objects():
+    gc.collect()
+    return sys.getallocatedblocks()
+
+asyncio.run(main(100))
+count = objects()
+asyncio.run(main(200))
+print(objects() - count)
+"""
+
+
+def test_what_is_recorded_does_not_grow_with_the_calls(tmp_path: Path) -> None:
+    """20,000 further calls at 100 sites: of buckets that were not met before there are some."""
+    assert int(python(RECORDING, tmp_path).stdout) < 10_000

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..messages import during, function, place
 from ..violation import Frame
+from .wording import all_refused, count, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_HEADINGS = ("total", "worst", "calls", "operation", "call site", "under")
+_HEADINGS = ("total", "p95", "worst", "waiting", "calls", "operation", "call site", "under")
 _SHARING_HEADINGS = ("calls", "operation", "call site", "transaction begun at")
 
 #: How many coroutines the table tells how to mend.
@@ -49,13 +50,6 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def seconds(value: float) -> str:
-    """A duration with the unit that suits it."""
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
-
-
 def _table(rows: list[tuple[str, ...]], last_number: str) -> list[str]:
     """The rows, the first of which has the headings, in columns: numbers are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -73,8 +67,8 @@ def _table(rows: list[tuple[str, ...]], last_number: str) -> list[str]:
 def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
     calls, refused = _calls(sites)
     told = (
-        f"asyncsafe: {_count(calls, 'call')} on a connection with another task's open transaction, "
-        f"at {_count(len(sites), 'call site')}"
+        f"asyncsafe: {count(calls, 'call')} on a connection with another task's open transaction, "
+        f"at {count(len(sites), 'call site')}"
     )
     if refused == calls:
         return f"{told}; all were refused."
@@ -100,23 +94,22 @@ def _was_refused(site: dict[str, Any]) -> bool:
 def _summary(sites: list[dict[str, Any]], where: str, took: str) -> str:
     calls, refused = _calls(sites)
     blocked = seconds(sum(site["seconds"] for site in sites))
-    what = f"{_count(calls, 'synchronous call')} {where}, at {_count(len(sites), 'call site')}"
+    what = f"{count(calls, 'synchronous call')} {where}, at {count(len(sites), 'call site')}"
     if refused == calls:
         return f"asyncsafe: {what}; all were refused."
     told = f"asyncsafe: {what}, {took.format(blocked)}"
     return f"{told}; {refused:,} were refused." if refused else f"{told}."
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _row(site: dict[str, Any]) -> tuple[str, ...]:
-    refused = site["outcomes"]["raised"] == site["calls"]
+    refused = all_refused(site)
     at, under = site["call_site"], site["coroutine"]
+    waiting = site["waiting"]
     return (
         "refused" if refused else seconds(site["seconds"]),
+        "" if site["p95"] is None else seconds(site["p95"]),
         "" if refused else seconds(site["worst"]),
+        f"{waiting['most']:,}" if waiting["calls"] else "",
         f"{site['calls']:,}",
         _asked(site),
         _place(at),
