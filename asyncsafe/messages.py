@@ -49,15 +49,23 @@ def place(frame: Frame) -> str:
 
 def shorten(filename: str) -> str:
     """The path from the working directory, or within the folder of installed packages."""
-    for packages in ("site-packages", "dist-packages"):
-        _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
-        if found:
-            return rest
+    installed = within_packages(filename)
+    if installed is not None:
+        return installed
     try:
         relative = os.path.relpath(filename)
     except (ValueError, OSError):  # another drive; a working directory that is gone
         return filename
     return filename if filename.startswith("<") or relative.startswith("..") else relative
+
+
+def within_packages(filename: str) -> str | None:
+    """The path within the folder of installed packages; None where it isn't in one."""
+    for packages in ("site-packages", "dist-packages"):
+        _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
+        if found:
+            return rest
+    return None
 
 
 def function(frame: Frame) -> str:

@@ -26,6 +26,23 @@ _project: tuple[Mode, str] | None = None
 _own_modes = False
 
 
+#: What `[tool.asyncsafe]` in pyproject.toml may hold.
+SETTINGS = ("mode", "baseline")
+
+
+class Allowance:
+    """A reason for which everything in the process is let through, and whether anything was."""
+
+    __slots__ = ("reason", "used")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.used = False
+
+
+_allowance: Allowance | None = None
+
+
 class Answer:
     """What becomes of a call: its `mode`, or "allow" with the reason."""
 
@@ -37,6 +54,8 @@ class Answer:
 
 
 _ANSWERS = {mode: Answer(mode) for mode in MODES}
+#: forbid()'s: "raise", whatever the baseline knows.
+FORBIDDEN = Answer("raise")
 
 
 def answer(running: loops.Running, own_mode: Mode | None = None) -> Answer:
@@ -46,8 +65,11 @@ def answer(running: loops.Running, own_mode: Mode | None = None) -> Answer:
     """
     if held := scopes.current_scopes(running):
         if any(scope.forbids for scope in held):
-            return _ANSWERS["raise"]
+            return FORBIDDEN
         return Answer("allow", held[0].reason)
+    if _allowance is not None:
+        _allowance.used = True
+        return Answer("allow", _allowance.reason)
     if value := os.environ.get(DJANGO_VARIABLE):
         _say_that_it_allows(value)
         return Answer("allow", f"{DJANGO_VARIABLE}={value}")
@@ -101,6 +123,21 @@ def configure(*, mode: Mode | None = None) -> None:
         loops.wake(True)
 
 
+def configured() -> Mode | None:
+    """The mode that configure() has set, if it has."""
+    return _configured
+
+
+def allow_process(allowance: Allowance | None) -> Allowance | None:
+    """Let everything in the process through, as DJANGO_ALLOW_ASYNC_UNSAFE does. None: no longer.
+
+    Returns the one before.
+    """
+    global _allowance
+    before, _allowance = _allowance, allowance
+    return before
+
+
 def set_project_mode(mode: Mode | None, where: str, *, own_modes: bool = False) -> None:
     """Have a project's settings say the mode, as pyproject.toml does; None: they don't.
 
@@ -149,9 +186,10 @@ def read_settings() -> tuple[dict[str, Any], str | None]:
     settings = tool.get("asyncsafe", {}) if isinstance(tool, dict) else None
     if not isinstance(settings, dict):
         raise ConfigurationError(f"tool.asyncsafe in {path} must be a table: [tool.asyncsafe]")
-    if unknown := sorted(settings.keys() - {"mode"}):
+    if unknown := sorted(settings.keys() - set(SETTINGS)):
         raise ConfigurationError(
-            f"[tool.asyncsafe] of {path} has no setting {', '.join(unknown)}; it has: mode"
+            f"[tool.asyncsafe] of {path} has no setting {', '.join(unknown)}; "
+            f"it has: {', '.join(SETTINGS)}"
         )
     return settings, path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from threading import RLock
 
@@ -107,9 +108,25 @@ class Recorder:
 
         return unsubscribe
 
-    def keep(self, keeper: Callable[[CallSite | None], object]) -> None:
-        """Call `keeper` with a call site whenever its numbers change, with None when `dropped` does."""
+    def keep(self, keeper: Callable[[CallSite | None], object]) -> Callable[[], None]:
+        """Call `keeper` with a call site whenever its numbers change, with None when `dropped` does.
+
+        Returns a function that ends it.
+        """
         self._keepers.append(keeper)
+        return functools.partial(self._keepers.remove, keeper)
+
+    def set_aside(self) -> Callable[[], None]:
+        """Begin anew, with nothing recorded. Returns a function that brings back what was."""
+        with self._lock:
+            before = self._sites, self._known, self._beyond
+            self._sites, self._known, self._beyond = {}, {}, None
+
+        def bring_back() -> None:
+            with self._lock:
+                self._sites, self._known, self._beyond = before
+
+        return bring_back
 
     # What guards.py calls --------------------------------------------------------------------
 

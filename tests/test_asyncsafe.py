@@ -164,6 +164,7 @@ LAYERS = [
     "messages",
     "violation",
     "recorder",
+    "baseline",
     "guards",
     "wrappers",
     "decorators",
