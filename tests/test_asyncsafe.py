@@ -179,6 +179,8 @@ LAYERS = [
     "following",
     "running",
     "cli",
+    "pytest_session",
+    "pytest_plugin",
     "__main__",
     "bootstrap",
 ]

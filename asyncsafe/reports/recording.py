@@ -53,6 +53,14 @@ class Recording:
         violations.clear()
         self._open()
 
+    def begin(self) -> None:
+        """Have the recorder tell of its changes, until `end`."""
+        self._end_keeping = violations.keep(self.keep)
+
+    def end(self) -> None:
+        """What is recorded from now on isn't this recording's. It may begin again."""
+        self._end_keeping()
+
     def keep(self, site: CallSite | None) -> None:
         """Write down a call site's numbers. None: the count of calls beyond the recorder's limit."""
         try:
@@ -107,7 +115,7 @@ def record_into(directory: str) -> None:
     global _recording
     if _recording is None:
         _recording = Recording(directory)
-        violations.keep(_recording.keep)
+        _recording.begin()
     else:
         _recording.move_to(directory)
 
