@@ -6,7 +6,7 @@ import os
 
 from . import policy
 from .exceptions import ConfigurationError
-from .messages import shorten, within_packages
+from .messages import within_packages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Baseline:
         #: Absolute.
         self.path: str = path
         #: Why what it knows is let through.
-        self.reason: str = f"in the baseline {shorten(path)}"
+        self.reason: str = f"in the baseline {os.path.basename(path)}"
         #: Every call site that was asked for.
         self.asked: set[str] = set()
         #: Each entry, with the comment lines that stand above it, and those below the last.

@@ -305,6 +305,11 @@ def _info() -> int:
         print(f"mode: {mode} ({source})")
     except AsyncsafeError as error:
         print(f"mode: {error}")
+    try:
+        if (known := baseline.active()) is not None:
+            print(f"baseline: {known.path}, {len(known)} known call sites")
+    except AsyncsafeError as error:
+        print(f"baseline: {error}")
     if value := os.environ.get(policy.DJANGO_VARIABLE):
         print(f"{policy.DJANGO_VARIABLE}={value} allows everything, whatever the mode")
     print("guarded by install():")

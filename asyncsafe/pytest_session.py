@@ -84,8 +84,8 @@ class Session:
         #: Of each allow marker, by what it stands on: the reason, whether a test below it passed,
         #: and whether any was let through by it.
         self._markers: dict[str, tuple[str, bool, bool]] = {}
-        #: What belongs to no test: messages, with how often.
-        self._outside: dict[str, int] = {}
+        #: What belongs to no test: by call site the message, and how often.
+        self._outside: dict[str, tuple[str, int]] = {}
         self._deselected = False
         self._told: list[str] = []
 
@@ -316,9 +316,13 @@ class Session:
 
     def _keep_outside(self) -> None:
         refused, self._refused = self._refused, []
-        for told, times in _messages(refused).items():
-            if told in self._outside or len(self._outside) < OUTSIDE_LIMIT:
-                self._outside[told] = self._outside.get(told, 0) + times
+        self._add_outside(_messages(refused))
+
+    def _add_outside(self, messages: dict[str, tuple[str, int]]) -> None:
+        for site, (told, times) in messages.items():
+            if site in self._outside or len(self._outside) < OUTSIDE_LIMIT:
+                first, before = self._outside.get(site, (told, 0))
+                self._outside[site] = first, before + times
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(
@@ -362,8 +366,7 @@ class Session:
         if sent is None:
             return
         self._deselected = self._deselected or sent["deselected"]
-        for told, times in sent["outside"].items():
-            self._outside[told] = self._outside.get(told, 0) + times
+        self._add_outside(sent["outside"])
         for name, marker in sent["markers"].items():
             self._add_marker(name, *marker)
 
@@ -392,9 +395,9 @@ class Session:
     def _tell_outside(self) -> str:
         told = [
             f"{message}\n\n  {_times(times)}, while no test was under way."
-            for message, times in self._outside.items()
+            for message, times in self._outside.values()
         ]
-        calls = sum(self._outside.values())
+        calls = sum(times for _, times in self._outside.values())
         headline = (
             f"{calls:,} refused {'call belongs' if calls == 1 else 'calls belong'} to no test:"
         )
@@ -523,7 +526,7 @@ def _read_marker(item: pytest.Item) -> tuple[policy.Allowance | None, str | None
 def _describe(swallowed: list[Refusal]) -> str:
     messages = _messages(swallowed)
     parts = []
-    for told, times in list(messages.items())[:MESSAGE_LIMIT]:
+    for told, times in list(messages.values())[:MESSAGE_LIMIT]:
         parts.append(told)
         again = f", {_times(times)}" if times > 1 else ""
         parts.append(
@@ -534,15 +537,15 @@ def _describe(swallowed: list[Refusal]) -> str:
     return "\n\n".join(parts)
 
 
-def _messages(refusals: list[Refusal]) -> dict[str, int]:
-    """The message of the first refusal at each call site, and how many there were."""
-    sites: dict[object, list[Refusal]] = {}
+def _messages(refusals: list[Refusal]) -> dict[str, tuple[str, int]]:
+    """By call site: the message of the first refusal there, and how many there were."""
+    sites: dict[str, list[Refusal]] = {}
     for refusal in refusals:
         violation = refusal.violation
         assert violation is not None
-        site = violation.operation, violation.call_site, violation.coroutine
-        sites.setdefault(site, []).append(refusal)
-    return {str(here[0]): len(here) for here in sites.values()}
+        site = violation.operation, *violation.call_site, *(violation.coroutine or ())
+        sites.setdefault(repr(site), []).append(refusal)
+    return {site: (str(here[0]), len(here)) for site, here in sites.items()}
 
 
 def _hide_our_frames(refusal: Refusal) -> None:
