@@ -2,6 +2,8 @@
 
 Every public name is imported when it is first used, so that ``import asyncsafe`` costs next to
 nothing: neither asyncio nor asgiref nor any driver comes with it.
+
+PYTEST_DONT_REWRITE: it may be imported before pytest loads its plugins (`asyncsafe run pytest`).
 """
 
 from __future__ import annotations

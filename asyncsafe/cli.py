@@ -14,10 +14,11 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from . import __version__, policy
+from . import __version__, baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
 from .installation import LIBRARIES, integration
+from .reports import baseline as baseline_report
 from .reports import text
 from .reports.formats import FORMATS, format_of, require, write
 from .reports.reading import read_recordings, read_reports
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 #: With --fail: the exit status of a target that ended well, but not without violations.
 VIOLATIONS = 3
+
+#: Our options that take a value.
+_WITH_VALUE = {"--baseline", "--mode", "--report"}
 
 #: Those by which a program is asked to end, where it has no handler of its own.
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -70,14 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a program, guarded, and report what blocks its event loop",
-        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] TARGET [ARGUMENTS ...]",
+        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] [--baseline FILE] "
+        "[--update-baseline] [--prune-baseline] TARGET [ARGUMENTS ...]",
         description="TARGET is a script, `-m MODULE`, or an installed command. It runs in this "
         "process, and keeps its own exit status; the report goes to standard error.",
     )
     run.add_argument(
         "--mode",
         choices=policy.MODES,
-        help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else record)",
+        help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else raise with "
+        "--baseline, else record)",
     )
     run.add_argument(
         "--report",
@@ -88,6 +94,22 @@ def _parser() -> argparse.ArgumentParser:
         "--fail",
         action="store_true",
         help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    run.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="let the call sites through that FILE lists, so that only new ones are violations "
+        f"(default: {baseline.VARIABLE}, else baseline in pyproject.toml)",
+    )
+    run.add_argument(
+        "--update-baseline",
+        action="store_true",
+        help="add the new call sites to it, and refuse nothing unless --mode says so",
+    )
+    run.add_argument(
+        "--prune-baseline",
+        action="store_true",
+        help="take those out of it that this run didn't see, if the target ended well",
     )
     report = commands.add_parser(
         "report",
@@ -120,7 +142,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             break
         if arguments[position] == "--":
             return arguments[:position], arguments[position + 1 :]
-        position += 2 if arguments[position] in {"--mode", "--report"} else 1
+        position += 2 if arguments[position] in _WITH_VALUE else 1
     return arguments[:position], arguments[position:]
 
 
@@ -133,13 +155,28 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
     if options.report:
         _check_output("--report", options.report)
         require(format_of(options.report) or "json")
-    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
+    _prepare_baseline(options)
+    default = "raise" if options.baseline and not options.update_baseline else "record"
+    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or default
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
     policy.current_startup()
     session = _Session(target, mode, options)
     session.begin()
     return session.run
+
+
+def _prepare_baseline(options: argparse.Namespace) -> None:
+    """Have this process and its children go by the baseline, if there is one."""
+    path = os.path.abspath(options.baseline) if options.baseline else baseline.find_path()
+    if path is None:
+        if options.update_baseline or options.prune_baseline:
+            raise ConfigurationError("which baseline? Name it with --baseline FILE")
+        return
+    if options.update_baseline:
+        baseline.create(path)
+    os.environ[baseline.VARIABLE] = path
+    baseline.active()
 
 
 class _Session:
@@ -149,6 +186,8 @@ class _Session:
         self._target = target
         self._mode = mode
         self._fail: bool = options.fail
+        self._update: bool = options.update_baseline
+        self._prune: bool = options.prune_baseline
         # The target may change the working directory.
         self._report_path = options.report and Path(options.report).resolve()
         self._root = os.getcwd()
@@ -158,7 +197,9 @@ class _Session:
         # starts its own command line again.
         self._outer = _outer_directory()
         self._directory = tempfile.mkdtemp(prefix="asyncsafe-", dir=self._outer)
-        self._tells = self._outer is None or self._fail or bool(self._report_path)
+        self._tells = self._outer is None or bool(
+            self._fail or self._report_path or self._update or self._prune
+        )
         self._ended = False
 
     def begin(self) -> None:
@@ -228,6 +269,7 @@ class _Session:
             return None
         self._ended = True
         report = self._read()
+        written = True
         try:
             if self._report_path:
                 name = format_of(str(self._report_path)) or "json"
@@ -237,11 +279,23 @@ class _Session:
                 f"asyncsafe: the report was not written: {error}\n"
                 f"           What was recorded is kept: asyncsafe report {self._directory}\n"
             )
-        else:
-            self._remove()
+            written = False
         if self._tells:
-            self._tell("\n" + text.render(report))
+            self._tell("\n" + text.render(report) + self._end_baseline(report))
+        if written:
+            self._remove()
         return report
+
+    def _end_baseline(self, report: dict[str, Any]) -> str:
+        """Bring the baseline up to date, if that was asked for. Returns what to tell of it."""
+        known = baseline.active()
+        if known is None:
+            return ""
+        known.read_kept(self._directory)
+        why_not = f"the program ended with {self._status}" if self._status else None
+        return "\n" + baseline_report.finish(
+            known, report, update=self._update, prune=self._prune, why_not=why_not
+        )
 
     def _tell(self, what: str) -> None:
         with suppress(AttributeError, OSError, ValueError):  # standard error is closed, or None
@@ -332,6 +386,11 @@ def _info() -> int:
             print(f"{setting}: {{}} ({{}})".format(*current()))
         except AsyncsafeError as error:
             print(f"{setting}: {error}")
+    try:
+        if (known := baseline.active()) is not None:
+            print(f"baseline: {known.path}, {len(known)} known call sites")
+    except AsyncsafeError as error:
+        print(f"baseline: {error}")
     if value := os.environ.get(policy.DJANGO_VARIABLE):
         print(f"{policy.DJANGO_VARIABLE}={value} allows everything, whatever the mode")
     print("guarded by install():")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from types import FunctionType
 
-from . import loops, owners, policy, scopes, sharing
+from . import baseline, loops, owners, policy, scopes, sharing
 from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, django_imported, refusal
 from .imports import when_imported
 from .nesting import Inside, under_way
@@ -194,11 +194,19 @@ def admit(
         return None
     if guard.trusted and call.made_by(guard.trusted):
         return None
-    if answer.mode == "raise":
-        reason = _why_never_refused(guard, call, args, cleaning_up)
-        if reason is None:
+    if answer.mode != "allow":
+        reason = None
+        known = None if answer is policy.FORBIDDEN else baseline.active()
+        if answer.mode == "raise" or known is not None:
+            reason = _why_never_refused(guard, call, args, cleaning_up)
+        if known is not None and reason is None:
+            reason = known.allows(call)
+        elif answer.mode != "raise":
+            reason = None
+        if reason is not None:
+            answer = policy.Answer("allow", reason)
+        elif answer.mode == "raise":
             raise refusal(violations.refuse(call))
-        answer = policy.Answer("allow", reason)
     if answer.mode == "warn":
         return _warn(call)
     outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
@@ -262,11 +270,16 @@ def _tell_sharing(
     if guard.trusted and call.made_by(guard.trusted):
         return
     mode = policy.mode_for_sharing(running)
-    if mode == "raise" and not (
-        call.finalizing or isinstance(call.exception_on_its_way(), GeneratorExit)
-    ):
+    lost = call.finalizing or isinstance(call.exception_on_its_way(), GeneratorExit)
+    forbidden = running is not None and scopes.forbidden(running)
+    known = None if lost or forbidden else baseline.active()
+    reason = None if known is None else known.allows(call)
+    if mode == "raise" and not lost and reason is None:
         raise ConnectionSharingError(violations.refuse(call))
-    pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
+    if reason is not None:
+        pending = violations.begin(call, "allowed", reason)
+    else:
+        pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
     if pending is not None:
         violations.end(pending, 0.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import policy
+from . import baseline, policy
 from .exceptions import AsyncUnsafeWarning, InstallationError
 from .guards import Guard
 from .imports import forget, when_imported
@@ -248,10 +248,11 @@ def install(*libraries: str) -> None:
 
     Raises ValueError for a name that is not supported, InstallationError where a library can't
     be guarded on this interpreter (without names: a warning), ConfigurationError where the
-    environment or pyproject.toml holds a bad setting.
+    environment or pyproject.toml holds a bad setting or names a baseline that can't be read.
     """
     policy.current_mode()
     policy.current_startup()
+    baseline.active()
     with _lock:
         for name in _checked(libraries, LIBRARIES):
             try:

@@ -71,14 +71,22 @@ def shorten(filename: str) -> str:
     """The path from the working directory, or within the folder of installed packages."""
     if (cell := cell_name(filename)) is not None:
         return cell
-    for packages in ("site-packages", "dist-packages"):
-        _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
-        if found:
-            return rest
+    installed = within_packages(filename)
+    if installed is not None:
+        return installed
     try:
         return filename.removeprefix(working_directory().rstrip(os.sep) + os.sep)
     except OSError:  # it is gone
         return filename
+
+
+def within_packages(filename: str) -> str | None:
+    """The path within the folder of installed packages; None where it isn't in one."""
+    for packages in ("site-packages", "dist-packages"):
+        _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
+        if found:
+            return rest
+    return None
 
 
 def function(frame: Frame) -> str:

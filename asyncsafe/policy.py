@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MODES: tuple[Mode, ...] = ("raise", "warn", "record", "off")
 STARTUPS: tuple[Startup, ...] = ("record", "raise", "off")
 #: What `[tool.asyncsafe]` in pyproject.toml may hold.
-SETTINGS = ("mode", "startup")
+SETTINGS = ("mode", "startup", "baseline")
 
 #: What Django's documentation names for its own guards (async-safety); we obey it as Django does.
 DJANGO_VARIABLE = "DJANGO_ALLOW_ASYNC_UNSAFE"
@@ -40,6 +40,22 @@ _project_startup: tuple[Startup, str] | None = None
 _own_modes = False
 
 
+#: What `[tool.asyncsafe]` in pyproject.toml may hold.
+
+
+class Allowance:
+    """A reason for which everything in the process is let through, and whether anything was."""
+
+    __slots__ = ("reason", "used")
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.used = False
+
+
+_allowance: Allowance | None = None
+
+
 class Answer:
     """What becomes of a call: its `mode`, or "allow" with the reason."""
 
@@ -51,6 +67,8 @@ class Answer:
 
 
 _ANSWERS = {mode: Answer(mode) for mode in MODES}
+#: forbid()'s: "raise", whatever the baseline knows.
+FORBIDDEN = Answer("raise")
 
 
 def answer(
@@ -63,8 +81,11 @@ def answer(
     """
     if held := scopes.current_scopes(running):
         if any(scope.forbids for scope in held):
-            return _ANSWERS["raise"]
+            return FORBIDDEN
         return Answer("allow", held[0].reason)
+    if _allowance is not None:
+        _allowance.used = True
+        return Answer("allow", _allowance.reason)
     if value := os.environ.get(DJANGO_VARIABLE):
         _say_that_it_allows(value)
         return Answer("allow", f"{DJANGO_VARIABLE}={value}")
@@ -146,6 +167,21 @@ def configure(*, mode: Mode | None = _UNCHANGED, startup: Startup | None = _UNCH
         scopes.sleep_unless_forbidding()
     else:
         loops.wake(True)
+
+
+def configured() -> Mode | None:
+    """The mode that configure() has set, if it has."""
+    return _configured
+
+
+def allow_process(allowance: Allowance | None) -> Allowance | None:
+    """Let everything in the process through, as DJANGO_ALLOW_ASYNC_UNSAFE does. None: no longer.
+
+    Returns the one before.
+    """
+    global _allowance
+    before, _allowance = _allowance, allowance
+    return before
 
 
 def set_project_mode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from heapq import heappush, heapreplace
@@ -247,9 +248,22 @@ class Recorder:
 
         return unsubscribe
 
-    def keep(self, keeper: Keeper) -> None:
-        """Have `keeper` told of every change of the numbers."""
+    def keep(self, keeper: Keeper) -> Callable[[], None]:
+        """Have `keeper` told of every change of the numbers. Returns a function that ends it."""
         self._keepers.append(keeper)
+        return functools.partial(self._keepers.remove, keeper)
+
+    def set_aside(self) -> Callable[[], None]:
+        """Begin anew, with nothing recorded. Returns a function that brings back what was."""
+        with self._lock:
+            before = self._sites, self._known, self._beyond, self._stalls
+            self._sites, self._known, self._beyond, self._stalls = {}, {}, None, []
+
+        def bring_back() -> None:
+            with self._lock:
+                self._sites, self._known, self._beyond, self._stalls = before
+
+        return bring_back
 
     # What guards.py calls --------------------------------------------------------------------
 

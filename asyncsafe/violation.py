@@ -269,6 +269,10 @@ class Call:
         self._innermost = outer_coroutine or coroutine
         return coroutine is not None
 
+    def call_site(self) -> Frame:
+        """The user's innermost frame; where there is none, the one that made the call."""
+        return _describe(self._site)
+
     def made_by(self, packages: tuple[str, ...]) -> bool:
         """Whether the code that makes the call belongs to one of these packages."""
         module = self._caller.f_globals.get("__name__") or ""

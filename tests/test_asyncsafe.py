@@ -166,6 +166,7 @@ LAYERS = [
     "violation",
     "durations",
     "recorder",
+    "baseline",
     "guards",
     "wrappers",
     "decorators",
@@ -181,6 +182,8 @@ LAYERS = [
     "running",
     "cli",
     "ipython",
+    "pytest_session",
+    "pytest_plugin",
     "__main__",
     "bootstrap",
 ]

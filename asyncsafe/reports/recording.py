@@ -62,6 +62,14 @@ class Recording:
         violations.clear()
         self._open()
 
+    def begin(self) -> None:
+        """Have the recorder tell of its changes, until `end`."""
+        self._end_keeping = violations.keep(self)
+
+    def end(self) -> None:
+        """What is recorded from now on isn't this recording's. It may begin again."""
+        self._end_keeping()
+
     # What the recorder calls ---------------------------------------------------------------------
 
     # A full disk, a directory that is gone, a file that the program closed: the program goes on.
@@ -70,7 +78,7 @@ class Recording:
         """Write down how many calls a site had. None: the count of calls beyond the recorder's limit."""
         try:
             if not self._end:
-                self._begin()
+                self._open_file()
             if site is None:
                 self._write(0, self._header())
             elif site in self._sites:
@@ -127,7 +135,7 @@ class Recording:
             os.replace(self._path, moved)
             self._path = moved
 
-    def _begin(self) -> None:
+    def _open_file(self) -> None:
         if self._file is None:
             name = f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}"
             self._path = os.path.join(self._directory, name)
@@ -171,7 +179,7 @@ def record_into(directory: str) -> None:
     global _recording
     if _recording is None:
         _recording = Recording(directory)
-        violations.keep(_recording)
+        _recording.begin()
     else:
         _recording.move_to(directory)
 
