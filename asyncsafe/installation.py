@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 from . import baseline, policy
 from .exceptions import AsyncUnsafeWarning, InstallationError
 from .guards import Guard
@@ -14,7 +17,7 @@ from .wrappers import wrap
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import FrameType, ModuleType
+    from types import FrameType
     from typing import Any
 
     from .policy import Mode
@@ -22,13 +25,18 @@ if TYPE_CHECKING:
 
 #: The libraries that have an integration: asyncsafe/integrations/NAME.py.
 LIBRARIES = (
+    "apsw",
     "django",
+    "duckdb",
     "mysql.connector",
     "mysqlclient",
+    "oracledb",
     "pg8000",
     "psycopg",
     "psycopg2",
     "pymysql",
+    "pyodbc",
+    "pysqlite3",
     "sqlite3",
 )
 #: What else of them can block, and is guarded where install() is asked for it.
@@ -45,6 +53,7 @@ class Operation:
         I/O. None: always.
     cleans_up: it ends something, and is never refused while an exception is on its way.
     setter: it is an attribute whose assignment does I/O; reading it is free.
+    getter: it is an attribute whose reading does I/O.
     parameters: a C method's, where it doesn't tell them (`__text_signature__`), in that form. With
         them its guard costs a quarter of one that takes anything.
     adapt: called with the original: what is guarded in its place, where the original can't be
@@ -57,6 +66,7 @@ class Operation:
         "called",
         "cleans_up",
         "does_block",
+        "getter",
         "hint",
         "name",
         "parameters",
@@ -73,6 +83,7 @@ class Operation:
         does_block: Callable[..., bool] | None = None,
         cleans_up: bool = False,
         setter: bool = False,
+        getter: bool = False,
         parameters: str | None = None,
         adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
@@ -83,6 +94,7 @@ class Operation:
         self.does_block: Callable[..., bool] | None = does_block
         self.cleans_up: bool = cleans_up
         self.setter: bool = setter
+        self.getter: bool = getter
         self.parameters: str | None = parameters
         self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
@@ -148,6 +160,7 @@ class Integration:
         try:
             for module in {**self.operations, **self.replaced}:
                 when_imported(module, self._guard_module)
+            self._guard_names()
         except BaseException:
             self.uninstall()
             raise
@@ -176,6 +189,29 @@ class Integration:
                 for operation in operations.get(class_name, ()):
                     if operation.name in vars(owner):
                         self._guard_operation(owner, operation)
+
+    def _guard_names(self) -> None:
+        """What other modules imported by name (`from duckdb import connect`) before they could be guarded.
+
+        Of a class that is no matter, since the class is what is guarded; a module's function is
+        replaced where it stands.
+        """
+        with _guard_lock:
+            functions = {
+                id(patch.original): (patch, guard)
+                for patch, guard in self._patches
+                if isinstance(patch.owner, ModuleType) and patch.original is not patch.replacement
+            }
+            for module in tuple(sys.modules.values()) if functions else ():
+                if not issubclass(type(module), ModuleType):
+                    continue
+                # Not vars(): a lazy module would be executed for it.
+                names = object.__getattribute__(module, "__dict__")
+                for name, value in tuple(names.items()):
+                    if id(value) in functions:
+                        patch, guard = functions[id(value)]
+                        another = Patch(module, name, patch.replacement, value)
+                        self._patches.append((another, guard))
 
     def _guard_operation(self, owner: Any, operation: Operation) -> None:
         current = vars(owner)[operation.name]
@@ -208,12 +244,15 @@ class Integration:
                 current.__get__, wrap(current.__set__, guard), current.__delete__
             )
             replacement.__doc__ = current.__doc__  # else it would be the getter's
+        elif operation.getter:
+            replacement = property(wrap(current.__get__, guard), doc=current.__doc__)
         else:
-            function = current.__func__ if isinstance(current, classmethod) else current
+            kind = type(current) if isinstance(current, (classmethod, staticmethod)) else None
+            function = current.__func__ if kind else current
             original = operation.adapt(function) if operation.adapt else function
             replacement = wrap(original, guard, operation.parameters)
-            if function is not current:
-                replacement = classmethod(replacement)
+            if kind:
+                replacement = kind(replacement)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
         return guarded
 
