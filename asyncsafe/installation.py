@@ -28,6 +28,7 @@ LIBRARIES = (
     "psycopg",
     "psycopg2",
     "pymysql",
+    "sqlalchemy",
     "sqlite3",
 )
 #: What else of them can block, and is guarded where install() is asked for it.
@@ -49,12 +50,15 @@ class Operation:
     adapt: called with the original: what is guarded in its place, where the original can't be
         called as it is once its type is patched.
     hint: what to write instead, where the coroutine makes the call itself.
+    describe: called with the call's arguments: what it asks for, and what to write instead, where
+        the integration's own `describe` has nothing to tell of the frames. None: it can't say.
     """
 
     __slots__ = (
         "adapt",
         "called",
         "cleans_up",
+        "describe",
         "does_block",
         "hint",
         "name",
@@ -75,6 +79,7 @@ class Operation:
         parameters: str | None = None,
         adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
+        describe: Callable[..., Told | None] | None = None,
     ) -> None:
         self.name: str = name
         self.called: str | None = called
@@ -85,6 +90,7 @@ class Operation:
         self.parameters: str | None = parameters
         self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
+        self.describe: Callable[..., Told | None] | None = describe
 
 
 class Integration:
@@ -198,6 +204,7 @@ class Integration:
             connection=self.connection,
             trusted=self.trusted,
             describe=self.describe,
+            describe_call=operation.describe,
             mode=self.mode,
         )
         if operation.setter:
