@@ -106,6 +106,7 @@ class Integration:
     describe: called with the frames from the call outwards, up to the user's: what the user's line
         asked for, and what to write instead; None where nothing better than the call is known.
     mode: called with what an operation is of: the mode that holds for it alone, or None.
+    counts_frames: it finds the user's line for its warnings by the names of the frames' modules.
     distributions: those that may have installed it, for its version.
     tested: the versions that its tests have passed with, oldest first: ("2.0.51", "2.1.9").
     exempt: what is never refused, for the documentation: {what: why}.
@@ -123,6 +124,7 @@ class Integration:
         trusted: tuple[str, ...] = (),
         describe: Callable[[list[FrameType]], Told | None] | None = None,
         mode: Callable[[Any], Mode | None] | None = None,
+        counts_frames: bool = False,
         distributions: tuple[str, ...] = (),
         tested: tuple[str, ...] = (),
         exempt: Mapping[str, str] | None = None,
@@ -136,6 +138,7 @@ class Integration:
         self.does_block = does_block
         self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
+        self.counts_frames = counts_frames
         self.distributions = distributions
         self.tested = tested
         self.exempt: Mapping[str, str] = exempt or {}
@@ -215,7 +218,7 @@ class Integration:
         else:
             function = current.__func__ if isinstance(current, classmethod) else current
             original = operation.adapt(function) if operation.adapt else function
-            replacement = wrap(original, guard, operation.parameters)
+            replacement = wrap(original, guard, operation.parameters, counted=self.counts_frames)
             if function is not current:
                 replacement = classmethod(replacement)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
+#: That of wrappers for a library which counts frames itself (SQLAlchemy's util.warn): none is skipped.
+COUNTED_WRAPPER_FILE = "<asyncsafe wrapper>"
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
@@ -72,7 +74,7 @@ def is_user(filename: str) -> bool:
 
 
 def _find_owner(filename: str) -> Owner:
-    if filename == WRAPPER_FILE or filename.startswith(_OURS):
+    if filename in (WRAPPER_FILE, COUNTED_WRAPPER_FILE) or filename.startswith(_OURS):
         return "ours"
     library = (
         filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))

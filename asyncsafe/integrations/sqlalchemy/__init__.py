@@ -13,6 +13,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ... import loops
 from ...installation import Integration, Operation
 from ...scopes import exempt, is_exempt
 from .hints import asked_for, tell
@@ -40,6 +41,9 @@ def _held(transaction: Any) -> list[tuple[Any, Any, bool, bool]]:
 def _owners(thing: Any) -> Iterator[Any]:
     """What a thing belongs to, from within: itself, its session, its connection, its engine."""
     yield thing
+    if hasattr(thing, "dbapi_connection"):  # a pool's proxy
+        yield thing._pool
+        return
     if hasattr(thing, "session"):  # a SessionTransaction
         thing = thing.session
         yield thing
@@ -47,13 +51,18 @@ def _owners(thing: Any) -> Iterator[Any]:
         held = _held(thing.get_transaction())
         thing = held[0][0] if held else thing.bind
         yield thing
-    elif not hasattr(thing, "engine") and not hasattr(thing, "dbapi_connection"):
-        thing = getattr(thing, "connection", None)  # a Transaction's, or a CursorResult's
+    elif not hasattr(thing, "engine"):
+        thing = getattr(_cursor_result(thing), "connection", None)  # a Transaction's, or a result's
         yield thing
     if (engine := getattr(thing, "engine", None)) is not None:
         yield engine
         # engine.execution_options() makes another one, in front of it.
         yield getattr(engine, "_proxied", engine)
+
+
+def _cursor_result(result: Any) -> Any:
+    """Below what the ORM makes of its rows."""
+    return getattr(getattr(result, "result", result), "raw", result)
 
 
 def _connection(thing: Any) -> Any:
@@ -124,44 +133,39 @@ def _ends(transaction: Any) -> bool:
     return transaction.is_active and _is_open(transaction.connection)
 
 
-def _reads(result: Any, how_many: int | None) -> bool:
-    """Whether fetching so many rows (None: all that are left) asks the driver, and this the server."""
-    if result.cursor is None or result.connection.dialect.is_async:
-        return False
-    buffered = getattr(result.cursor_strategy, "_rowbuffer", None)
-    if buffered is not None:
-        if type(result.cursor_strategy).__name__ == "FullyBufferedCursorFetchStrategy":
-            return False
-        if how_many is not None and len(buffered) >= how_many:
-            return False
-    return _is_remote(result)
-
-
 def _is_remote(result: Any) -> bool:
-    """Whether rows are still the server's: not where the client has had all of them."""
+    """Whether the rows that are left are the server's, or in a file: not where the client has all."""
+    if result is None or getattr(result, "cursor", None) is None:
+        return False
     dialect = result.connection.dialect
+    has_all = sys.modules["sqlalchemy.engine.cursor"].FullyBufferedCursorFetchStrategy
+    if dialect.is_async or isinstance(result.cursor_strategy, has_all):
+        return False
     if result.context._is_server_side or dialect.driver == "mysqlconnector":
         return True
     return dialect.name not in ("postgresql", "mysql", "mariadb")
 
 
+def _buffered(result: Any) -> int:
+    """How many rows have come in advance."""
+    return len(getattr(result.cursor_strategy, "_rowbuffer", ()))
+
+
 def _reads_one(result: Any, hard_close: bool = False) -> bool:
-    return _reads(result, 1)
+    return _is_remote(result) and not _buffered(result)
 
 
 def _reads_many(result: Any, size: int | None = None) -> bool:
-    return _reads(result, size)
+    return _is_remote(result) and (size is None or _buffered(result) < size)
 
 
-def _reads_all(result: Any) -> bool:
-    return _reads(result, None)
+def _reads_all(result: Any, *args: Any, **kwargs: Any) -> bool:
+    return _is_remote(_cursor_result(result))
 
 
 def _drains(result: Any, hard: bool = False) -> bool:
     """A cursor of the server's is closed there, after the rows that are left (MySQL)."""
-    if result._soft_closed or result.connection.closed or result.connection.dialect.is_async:
-        return False
-    return bool(result.context._is_server_side)
+    return _is_remote(result) and result.context._is_server_side and not result.connection.closed
 
 
 def _session_blocks(session: Any, **bind_arguments: Any) -> bool:
@@ -258,7 +262,7 @@ def _sql(thing: Any, statement: Any, *args: Any, **kwargs: Any) -> object:
 
 
 def _sql_of_result(result: Any, *args: Any, **kwargs: Any) -> object:
-    return result.context.statement
+    return _cursor_result(result).context.statement
 
 
 # What stands in place of SQLAlchemy's own --------------------------------------------------------
@@ -277,34 +281,57 @@ def _raw_connection(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return raw_connection
 
 
-def _fetchiter(original: object) -> Callable[[Any], Iterator[Any]]:
-    """CursorResult._fetchiter_impl(), each row of which is a call that is guarded.
+class _Rows:
+    """The rows of a result, in a coroutine. After a refusal it goes on, as a generator doesn't."""
 
-    And after a refusal it goes on, as the generator that it was doesn't.
-    """
+    __slots__ = ("_rows", "result")
 
+    def __init__(self, rows: Iterator[Any], result: Any) -> None:
+        self._rows = rows
+        self.result = result
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._rows)
+
+
+def _fetchiter(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """_fetchiter_impl(): a call that is guarded for each row, where the rows are asked for on a loop."""
+
+    @functools.wraps(original)
     def _fetchiter_impl(self: Any) -> Iterator[Any]:
-        return iter(self._fetchone_impl, None)
+        rows = original(self)
+        return rows if loops.namespace["get_running_loop"]() is None else _Rows(rows, self)
 
-    return functools.update_wrapper(_fetchiter_impl, original)  # type: ignore[arg-type]
+    return _fetchiter_impl
 
 
 def _finalize_fairy(original: Callable[..., None]) -> Callable[..., None]:
     """What the garbage collector gives back to the pool is given back: see `pymysql.__del__`.
 
-    In 2.1 weakref.finalize calls it, which is known for a finalizer; in 2.0 a callback of a weak
-    reference does, which isn't. Without a connection it is a finalizer's call in both.
+    In 2.1 weakref.finalize calls it, which is known for a finalizer; in 2.0 the callback of a weak
+    reference does, which it passes.
     """
+    if "ref" not in original.__code__.co_varnames:
+        return original
 
-    def __del__(*args: Any, **kwargs: Any) -> None:  # noqa: N807
-        original(*args, **kwargs)
+    def __del__(*args: Any) -> None:  # noqa: N807
+        original(*args)
 
     @functools.wraps(original)
     def _finalize_fairy(
-        dbapi_connection: Any, connection_record: Any, pool: Any, *args: Any, **kwargs: Any
+        dbapi_connection: Any,
+        connection_record: Any,
+        pool: Any,
+        ref: Any,
+        echo: Any,
+        transaction_was_reset: bool = False,
+        fairy: Any = None,
     ) -> None:
-        call = __del__ if dbapi_connection is None else original
-        call(dbapi_connection, connection_record, pool, *args, **kwargs)
+        call = original if ref is None else __del__
+        call(dbapi_connection, connection_record, pool, ref, echo, transaction_was_reset, fairy)
 
     return _finalize_fairy
 
@@ -320,17 +347,20 @@ def _of(kind: str, name: str, **options: Any) -> Operation:
     )
 
 
-_POOL = [
-    _of("Pool", "connect", does_block=_pool_blocks),
-    # What close() raises is logged there, and the connections are taken for closed.
-    _of("Pool", "dispose", does_block=_holds_connections, cleans_up=True),
-]
+def _fetching(name: str, called: str, does_block: Callable[..., bool]) -> Operation:
+    return _of("Result", name, called=called, statement=_sql_of_result, does_block=does_block)
+
+
+_FETCHITER = Operation("_fetchiter_impl", adapt=_fetchiter, does_block=_never)
+_CONNECT = _of("Pool", "connect", does_block=_pool_blocks)
+# What close() raises is logged there, and the connections are taken for closed.
+_DISPOSE = _of("Pool", "dispose", does_block=_holds_connections, cleans_up=True)
 
 integration: Integration = Integration(
     "sqlalchemy",
     {
         "sqlalchemy.pool.base": {
-            "Pool": _POOL,
+            "Pool": [_CONNECT],
             "_ConnectionFairy": [
                 _of("PoolProxiedConnection", "close", does_block=_gives_back, cleans_up=True),
                 _of("PoolProxiedConnection", "invalidate", does_block=_invalidates, cleans_up=True),
@@ -338,10 +368,10 @@ integration: Integration = Integration(
             "": [Operation("_finalize_fairy", adapt=_finalize_fairy, does_block=_never)],
         },
         "sqlalchemy.pool.impl": {
-            "QueuePool": _POOL,
-            "SingletonThreadPool": _POOL,
-            "StaticPool": _POOL,
-            "AssertionPool": _POOL,
+            "QueuePool": [_DISPOSE],
+            "SingletonThreadPool": [_CONNECT, _DISPOSE],
+            "StaticPool": [_DISPOSE],
+            "AssertionPool": [_DISPOSE],
         },
         "sqlalchemy.engine.base": {
             "Engine": [
@@ -371,30 +401,12 @@ integration: Integration = Integration(
         },
         "sqlalchemy.engine.cursor": {
             "CursorResult": [
+                _fetching("_fetchone_impl", "fetchone", _reads_one),
+                _fetching("_fetchmany_impl", "fetchmany", _reads_many),
+                _fetching("_fetchall_impl", "fetchall", _reads_all),
+                _FETCHITER,
                 _of(
-                    "CursorResult",
-                    "_fetchone_impl",
-                    called="fetchone",
-                    statement=_sql_of_result,
-                    does_block=_reads_one,
-                ),
-                _of(
-                    "CursorResult",
-                    "_fetchmany_impl",
-                    called="fetchmany",
-                    statement=_sql_of_result,
-                    does_block=_reads_many,
-                ),
-                _of(
-                    "CursorResult",
-                    "_fetchall_impl",
-                    called="fetchall",
-                    statement=_sql_of_result,
-                    does_block=_reads_all,
-                ),
-                Operation("_fetchiter_impl", adapt=_fetchiter, does_block=_never),
-                _of(
-                    "CursorResult",
+                    "Result",
                     "_soft_close",
                     called="close",
                     statement=_sql_of_result,
@@ -402,6 +414,19 @@ integration: Integration = Integration(
                     cleans_up=True,
                 ),
             ],
+        },
+        # A generator of the ORM's makes its rows: after a refusal in there it would be at its end.
+        "sqlalchemy.engine.result": {
+            "IteratorResult": [
+                _fetching("_fetchone_impl", "fetchone", _reads_all),
+                _fetching("_fetchmany_impl", "fetchmany", _reads_all),
+                _fetching("_fetchall_impl", "fetchall", _reads_all),
+                _FETCHITER,
+            ],
+            "ChunkedIteratorResult": [_fetching("_fetchmany_impl", "fetchmany", _reads_all)],
+        },
+        __name__: {
+            "_Rows": [_fetching("__next__", "__next__", lambda rows: _reads_all(rows.result))]
         },
         "sqlalchemy.orm.session": {
             "Session": [
@@ -428,6 +453,28 @@ integration: Integration = Integration(
     },
     connection=_connection,
     describe=tell,
+    counts_frames=True,
     distributions=("SQLAlchemy",),
     tested=("2.0.58", "2.1.9"),
+    exempt={
+        "asynchronous engines (aiosqlite, asyncpg, psycopg, aiomysql, asyncmy)": (
+            "`dialect.is_async`: they wait without blocking"
+        ),
+        "Session.commit(), rollback() and close() without a connection or anything to write": (
+            "nothing is sent"
+        ),
+        "rows that the client has already": "nothing is sent",
+        "what the garbage collector gives back to its pool": (
+            "a refusal there is lost, and the connection with it; it is recorded"
+        ),
+    },
+    not_guarded={
+        "cursors of Engine.raw_connection()": "they are the driver's: its own guard sees them",
+        "a session with listeners of do_orm_execute, until it connects": (
+            "a listener may have the result in a cache"
+        ),
+        "Connection.execution_options(isolation_level=...) with psycopg2 and psycopg": (
+            "they send it with the next BEGIN"
+        ),
+    },
 )

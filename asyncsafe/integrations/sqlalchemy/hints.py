@@ -46,6 +46,7 @@ def tell(frames: list[FrameType]) -> Told | None:
 def asked_for(kind: str, name: str, owner: Any, *args: Any, **kwargs: Any) -> Told | None:
     """What a call asks for that the user's line makes itself: `Session.execute(select(Order))`."""
     if name.startswith("_"):  # what a for statement calls of a result: there is no frame for it
+        owner = getattr(owner, "result", owner)
         return Told(f"{_kind(owner)} was iterated", _fix(owner, "all"))
     return _called(owner, name, args)
 
