@@ -37,6 +37,7 @@ LIBRARIES = (
     "pymysql",
     "pyodbc",
     "pysqlite3",
+    "sqlalchemy",
     "sqlite3",
 )
 #: What else of them can block, and is guarded where install() is asked for it.
@@ -59,12 +60,15 @@ class Operation:
     adapt: called with the original: what is guarded in its place, where the original can't be
         called as it is once its type is patched.
     hint: what to write instead, where the coroutine makes the call itself.
+    describe: called with the call's arguments: what it asks for, and what to write instead, where
+        the integration's own `describe` has nothing to tell of the frames. None: it can't say.
     """
 
     __slots__ = (
         "adapt",
         "called",
         "cleans_up",
+        "describe",
         "does_block",
         "getter",
         "hint",
@@ -87,6 +91,7 @@ class Operation:
         parameters: str | None = None,
         adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
+        describe: Callable[..., Told | None] | None = None,
     ) -> None:
         self.name: str = name
         self.called: str | None = called
@@ -98,6 +103,7 @@ class Operation:
         self.parameters: str | None = parameters
         self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
+        self.describe: Callable[..., Told | None] | None = describe
 
 
 class Integration:
@@ -113,6 +119,7 @@ class Integration:
     describe: called with the frames from the call outwards, up to the user's: what the user's line
         asked for, and what to write instead; None where nothing better than the call is known.
     mode: called with what an operation is of: the mode that holds for it alone, or None.
+    counts_frames: it finds the user's line for its warnings by the names of the frames' modules.
     distributions: those that may have installed it, for its version.
     tested: the versions that its tests have passed with, oldest first: ("2.0.51", "2.1.9").
     exempt: what is never refused, for the documentation: {what: why}.
@@ -130,6 +137,7 @@ class Integration:
         trusted: tuple[str, ...] = (),
         describe: Callable[[list[FrameType]], Told | None] | None = None,
         mode: Callable[[Any], Mode | None] | None = None,
+        counts_frames: bool = False,
         distributions: tuple[str, ...] = (),
         tested: tuple[str, ...] = (),
         exempt: Mapping[str, str] | None = None,
@@ -143,6 +151,7 @@ class Integration:
         self.does_block = does_block
         self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
+        self.counts_frames = counts_frames
         self.distributions = distributions
         self.tested = tested
         self.exempt: Mapping[str, str] = exempt or {}
@@ -237,6 +246,7 @@ class Integration:
             connection=self.connection,
             trusted=self.trusted,
             describe=self.describe,
+            describe_call=operation.describe,
             mode=self.mode,
         )
         if operation.setter:
@@ -250,7 +260,7 @@ class Integration:
             kind = type(current) if isinstance(current, (classmethod, staticmethod)) else None
             function = current.__func__ if kind else current
             original = operation.adapt(function) if operation.adapt else function
-            replacement = wrap(original, guard, operation.parameters)
+            replacement = wrap(original, guard, operation.parameters, counted=self.counts_frames)
             if kind:
                 replacement = kind(replacement)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)

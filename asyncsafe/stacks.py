@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
+#: That of wrappers for a library which counts frames itself (SQLAlchemy's util.warn): none is skipped.
+COUNTED_WRAPPER_FILE = "<asyncsafe wrapper>"
 
 #: os.getcwd as Python has it ("posix" and "nt" are its modules): a detector of other blocking calls
 #: (blockbuster) replaces the one in `os`, and would be told of the reading of a line number.
@@ -99,7 +101,7 @@ def add_guarded(packages: set[str]) -> None:
 
 
 def _find_owner(filename: str) -> Owner:
-    if filename == WRAPPER_FILE or filename.startswith(_OURS):
+    if filename in (WRAPPER_FILE, COUNTED_WRAPPER_FILE) or filename.startswith(_OURS):
         return "ours"
     if filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS)):
         # The standard library's folder is where packages are installed, too.

@@ -168,6 +168,7 @@ class Call:
     __slots__ = (
         "_caller",
         "_coroutine",
+        "_describe_call",
         "_describe_line",
         "_frame",
         "_innermost",
@@ -198,6 +199,7 @@ class Call:
         begun: Begun | None = None,
         user: Owner | None = None,
         describe: Callable[[list[FrameType]], Told | None] | None = None,
+        describe_call: Callable[[], Told | None] | None = None,
     ) -> None:
         self.running: loops.Running = running
         self.operation: str = operation
@@ -211,6 +213,7 @@ class Call:
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
         self._describe_line = describe
+        self._describe_call = describe_call
         self._frame = frame
         if not self._read(call_chain(frame)):
             # The search went past the loop. A compiled loop may have made the call itself: then
@@ -297,13 +300,19 @@ class Call:
         return None
 
     def _read_line(self) -> Told | None:
-        """What the library's description of the user's line is."""
+        """What the library's description of the user's line is; without such a line, of the call."""
         if self._describe_line is None:
             return None
-        frames = takewhile(lambda frame: frame is not self._site, self._frames_in_loop())
+        loop = (f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename))
+        frames = list(takewhile(lambda frame: not is_user(frame.f_code.co_filename), loop))
         try:
             with Inside("description"):
-                return self._describe_line([f for f in frames if not is_ours(f.f_code.co_filename)])
+                told = self._describe_line(frames)
+                if told is None and self._describe_call is not None:
+                    told = self._describe_call()
+                    # What the user's line calls is another library's, which calls this one.
+                    told = told and (Told(told.subject, None) if frames else told)
+                return told
         except Exception:  # a library that has changed must not hide the violation
             return None
 
