@@ -179,6 +179,8 @@ def _call_on_connection(
         returned = guard.operation
         return result
     finally:
+        if connection is None:  # an ORM's call may have opened it
+            connection = guard.connection(args[0])
         sharing.used(connection, user, functools.partial(_call_site, pending), returned, nobodys)
 
 
