@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__, policy
 from .exceptions import AsyncsafeError
 from .following import follow
-from .installation import LIBRARIES, integration
+from .installation import LIBRARIES, integration, offered
 from .reports import json, text
 from .reports.recording import DIRECTORY_VARIABLE, read_recordings
 from .running import NotATarget, Target, find_target
@@ -270,6 +270,8 @@ def _info() -> int:
     print("guarded by install():")
     for name in LIBRARIES:
         print(f"  {name:12} {_version(integration(name).distributions)}")
+    for other in offered():
+        print(f"  {other.name:12} by {other.value} of {other.distribution}")
     return 0
 
 

@@ -169,6 +169,7 @@ LAYERS = [
     "wrappers",
     "decorators",
     "patching",
+    "discovery",
     "installation",
     "thread_locals",
     "integrations",

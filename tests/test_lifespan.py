@@ -28,7 +28,15 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 import asyncsafe
-from asyncsafe import SynchronousOnlyOperation, allow, async_unsafe, configure, forbid, loops, policy
+from asyncsafe import (
+    SynchronousOnlyOperation,
+    allow,
+    async_unsafe,
+    configure,
+    forbid,
+    loops,
+    policy,
+)
 
 from .test_cli import SCHEMA, command
 

@@ -165,9 +165,12 @@ def _fetching(name: str) -> Operation:
     return Operation(name, called=f"django.db.cursor.{name}", does_block=_is_remote)
 
 
-_CURSOR = [
+_EXECUTE = [
     Operation("execute", called="django.db.cursor.execute", statement=_sql),
     Operation("executemany", called="django.db.cursor.executemany", statement=_sql),
+]
+_CURSOR = [
+    *_EXECUTE,
     Operation("callproc", called="django.db.cursor.callproc", statement=_sql),
     _fetching("fetchone"),
     _fetching("fetchmany"),
@@ -226,7 +229,7 @@ integration: Integration = Integration(
                 _of_django("close", does_block=_is_connected, cleans_up=True),
             ],
         },
-        "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _CURSOR},
+        "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _EXECUTE},
         __name__: {"_Rows": [_fetching("__next__")]},
     },
     replaced={

@@ -15,10 +15,8 @@ def _of(cache: str, *names: str) -> list[Operation]:
     ]
 
 
-_FILES = (
-    *("add", "get", "set", "touch", "delete", "has_key", "clear"),
-    *("get_many", "set_many", "delete_many", "incr"),
-)
+#: get_many() and its like are made of these.
+_FILES = ("add", "get", "set", "touch", "delete", "has_key", "clear")
 _MEMCACHED = (
     *("add", "get", "set", "touch", "delete", "get_many", "incr"),
     *("set_many", "delete_many", "clear"),
