@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +56,23 @@ def is_installed(distribution: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+# The documentation ------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).parent.parent / "docs" / "integrations_table.py"
+
+
+def test_the_page_is_what_the_script_writes() -> None:
+    made = runpy.run_path(str(SCRIPT))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), f"run {SCRIPT}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_tells_each_operation(name: str) -> None:
+    text = runpy.run_path(str(SCRIPT))["page"]()
+    section = text.partition(f"### `{name}`\n")[2].partition("###")[0]
+    for classes in integration(name).operations.values():
+        for operation in (each for operations in classes.values() for each in operations):
+            told = (operation.called or operation.name).rpartition(".")[2]
+            assert f"`{told}`" in section or f"`{told} = ...`" in section

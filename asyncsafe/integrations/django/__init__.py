@@ -176,9 +176,11 @@ _CURSOR = [
     _fetching("fetchmany"),
     _fetching("fetchall"),
     Operation("close", called="django.db.cursor.close", does_block=_is_server_side, cleans_up=True),
-    Operation("__iter__", adapt=_with_mode, does_block=_never),
+    Operation("__iter__", called="django.db.cursor.__iter__", adapt=_with_mode, does_block=_never),
 ]
 
+#: Of Django, by the tests in tests/integrations/.
+TESTED = ("5.2.19", "6.1.3")
 
 integration: Integration = Integration(
     "django",
@@ -249,4 +251,16 @@ integration: Integration = Integration(
     describe=tell,
     mode=mode_of,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`close()` and `rollback()` without a connection": "they do nothing",
+        "rows that the client has": "on PostgreSQL and MySQL a fetch from them is no I/O",
+        "an alias with the mode `off`": 'as `ASYNCSAFE["aliases"]` says',
+        "`asave()`, `aget()`, `async for`": "Django runs them in a thread",
+    },
+    not_guarded={
+        "caches, files, mail, file sessions": "on demand: their backends may be in memory",
+        "other storages and caches than Django's own": "they are their packages', whose drivers may "
+        "be guarded",
+    },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...installation import Integration, Operation
+from . import TESTED
 from .hints import tell
 
 
@@ -58,4 +59,12 @@ integration: Integration = Integration(
     },
     describe=tell,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`locmem`, `dummy`": "they are in memory",
+        "the database cache": "it is guarded as the database",
+    },
+    not_guarded={
+        "`django-redis` and others": "they are packages of their own",
+    },
 )
