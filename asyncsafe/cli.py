@@ -17,7 +17,7 @@ from pathlib import Path
 from . import __version__, baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
-from .installation import LIBRARIES, integration
+from .installation import LIBRARIES, integration, offered
 from .reports import baseline as baseline_report
 from .reports import text
 from .reports.formats import FORMATS, format_of, require, write
@@ -396,6 +396,8 @@ def _info() -> int:
     print("guarded by install():")
     for name in LIBRARIES:
         print(f"  {name:12} {_version(integration(name).distributions)}")
+    for other in offered():
+        print(f"  {other.name:12} by {other.value} of {other.distribution}")
     return 0
 
 

@@ -180,6 +180,7 @@ def _call_on_connection(
         return result
     finally:
         if connection is None:  # an ORM's call may have opened it
+            assert guard.connection is not None
             connection = guard.connection(args[0])
         sharing.used(connection, user, functools.partial(_call_site, pending), returned, nobodys)
 

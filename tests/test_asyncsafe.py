@@ -171,6 +171,7 @@ LAYERS = [
     "wrappers",
     "decorators",
     "patching",
+    "discovery",
     "installation",
     "thread_locals",
     "integrations",
