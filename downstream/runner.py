@@ -7,19 +7,26 @@ Nothing of downstream/ is imported here, and of asyncsafe only where the run is 
 from __future__ import annotations
 
 import asyncio  # in both runs: without it a guard has nothing to ask
+import faulthandler
 import json
 import runpy
 import sys
 import unittest
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-#: By library: what must be refused on the loop while it is guarded.
-MUST_BE_REFUSED: dict[str, Callable[[Any], object]] = {
-    "django": lambda django: django.db.connection.cursor(),
-    "psycopg2": lambda psycopg2: psycopg2.connect("host=/nowhere"),
-    "sqlite3": lambda sqlite3: sqlite3.connect(":memory:"),
+#: By library: its module, and what must be refused on the loop while it is guarded.
+MUST_BE_REFUSED: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "django": ("django", lambda django: django.db.connection.cursor()),
+    "mysql.connector": ("mysql.connector", lambda connector: connector.connect(port=1)),
+    "mysqlclient": ("MySQLdb", lambda mysqldb: mysqldb.connect(host="127.0.0.1", port=1)),
+    "pg8000": ("pg8000", lambda pg8000: pg8000.connect("nobody", port=1)),
+    "psycopg": ("psycopg", lambda psycopg: psycopg.connect("host=/nowhere")),
+    "psycopg2": ("psycopg2", lambda psycopg2: psycopg2.connect("host=/nowhere")),
+    "pymysql": ("pymysql", lambda pymysql: pymysql.connect(host="127.0.0.1", port=1)),
+    "sqlite3": ("sqlite3", lambda sqlite3: sqlite3.connect(":memory:")),
 }
 
 #: The libraries that must be refusing when the tests begin, and when they have ended.
@@ -29,45 +36,60 @@ ended: dict[str, str] = {}
 
 
 def main(
-    results: str, tests: list[str], libraries: list[str], without: list[str], *, guard: bool
+    results: str,
+    tests: list[str],
+    libraries: list[str],
+    without: list[str],
+    asyncsafe: str | None,
+    *,
+    pytest: bool,
 ) -> None:
     """Run the tests, and write how each ended.
 
-    tests: what unittest's loader takes; or the project's own script that runs them by unittest, and
-        its arguments.
+    tests: pytest's arguments; or what unittest's loader takes; or the project's own script that
+        runs them by unittest, and its arguments.
     libraries: those that the tests use. All that asyncsafe supports are guarded.
     without: modules that can't be imported.
+    asyncsafe: the folder to import it from, in a run that is guarded.
     """
+    faulthandler.enable()  # SIGABRT asks where a run hangs
     for module in without:
         sys.modules[module] = None  # type: ignore[assignment]
-    if guard:
-        import asyncsafe
-
-        asyncsafe.install()
+    if asyncsafe:
+        install(asyncsafe)
         guarded.extend(libraries)
     sys.path.insert(0, str(Path.cwd()))
-    unittest.TextTestRunner.resultclass = Results
-    if tests[0].endswith(".py"):
-        sys.argv = tests
-        try:
-            runpy.run_path(tests[0], run_name="__main__")
-        except SystemExit as exit_:
-            # A failed test is a result; nothing run at all is told by what has not ended.
-            print(f"{tests[0]} has ended with {exit_.code!r}", file=sys.stderr)
+    if pytest:
+        run_pytest(tests)
     else:
-        suite = unittest.defaultTestLoader.loadTestsFromName(tests[0])
-        unittest.TextTestRunner(verbosity=2).run(suite)
+        run_unittest(tests)
     assert ended, "no test was run"
-    if not guard:
+    if not asyncsafe:
         assert "asyncsafe" not in sys.modules, "this run should have been without it"
     Path(results).write_text(json.dumps(ended, indent=1))
 
 
-def assert_guarded(library: str) -> None:
+def install(folder: str) -> None:
+    """From this folder, whose other packages must not be found in place of the suite's."""
+    sys.path.insert(0, folder)
+    import asyncsafe
+
+    sys.path.remove(folder)
+    asyncsafe.install()
+
+
+def assert_guarded() -> None:
+    for library in guarded:
+        assert_library_guarded(library)
+
+
+def assert_library_guarded(library: str) -> None:
     """Every guard is in its place, and refuses."""
     import asyncsafe
     from asyncsafe.installation import integration
 
+    name, call = MUST_BE_REFUSED[library]
+    module = import_module(name)
     # By attribute: the last of its patches.
     patches = {(patch.owner, patch.name): patch for patch, _ in integration(library)._patches}
     assert patches, f"{library} is not guarded"
@@ -80,7 +102,7 @@ def assert_guarded(library: str) -> None:
 
     async def refused_by() -> str | None:
         try:
-            MUST_BE_REFUSED[library](sys.modules[library])
+            call(module)
         except asyncsafe.SynchronousOnlyOperation as refusal:
             return refusal.violation.library
         return None
@@ -90,52 +112,108 @@ def assert_guarded(library: str) -> None:
     print(f"{library}: {len(patches)} guards in place, and refusing", file=sys.stderr)
 
 
+def note(name: str, how: str) -> None:
+    """A test that ends twice (a failure, then an error in tearDown) has ended in both ways."""
+    ended[name] = f"{ended[name]}; {how}" if name in ended else how
+
+
+def run_pytest(arguments: list[str]) -> None:
+    import pytest
+
+    class Plugin:
+        """Notes how each test ended, and what could not be collected."""
+
+        def pytest_collection_finish(self) -> None:
+            assert_guarded()
+
+        def pytest_sessionfinish(self) -> None:
+            assert_guarded()
+
+        def pytest_collectreport(self, report: Any) -> None:
+            if report.failed:
+                note(report.nodeid, "failed: not collected")
+            elif report.skipped:
+                note(report.nodeid, f"skipped: {report.longrepr[2]}")
+
+        @pytest.hookimpl(wrapper=True, tryfirst=True)  # round what makes a failure an expected one
+        def pytest_runtest_makereport(self, item: Any, call: Any) -> Any:
+            report = yield
+            if (how := _phase(report, call)) and (how != "passed" or item.nodeid not in ended):
+                note(item.nodeid, how)
+            return report
+
+    # A timeout of a suite's own would forget ours.
+    options = ["-v", "-p", "no:cacheprovider", "-p", "no:faulthandler"]
+    status = pytest.main(
+        [*options, "--continue-on-collection-errors", *arguments], plugins=[Plugin()]
+    )
+    assert status in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, f"pytest: {status!r}"
+
+
+def _phase(report: Any, call: Any) -> str | None:
+    """How this part of a test (its setup, the test, its teardown) ended; None: nothing to tell."""
+    if hasattr(report, "wasxfail"):
+        return "failed as expected" if report.skipped else "passed unexpectedly"
+    if report.failed:
+        return f"failed: {call.excinfo.typename if call.excinfo else report.longrepr}"
+    if report.skipped:
+        return f"skipped: {report.longrepr[2]}"
+    return "passed" if report.when == "call" else None
+
+
+def run_unittest(tests: list[str]) -> None:
+    unittest.TextTestRunner.resultclass = Results
+    if tests[0].endswith(".py"):
+        sys.argv = tests
+        try:
+            runpy.run_path(tests[0], run_name="__main__")
+        except SystemExit as exit_:
+            # A failed test is a result; nothing run at all is told by what has not ended.
+            print(f"{tests[0]} has ended with {exit_.code!r}", file=sys.stderr)
+    else:
+        suite = unittest.defaultTestLoader.loadTestsFromName(tests[0])
+        unittest.TextTestRunner(verbosity=2).run(suite)
+
+
 class Results(unittest.TextTestResult):
     """Notes how each test ended."""
 
     def startTestRun(self) -> None:
         super().startTestRun()
-        for library in guarded:
-            assert_guarded(library)
+        assert_guarded()
 
     def stopTestRun(self) -> None:
-        for library in guarded:
-            assert_guarded(library)
+        assert_guarded()
         super().stopTestRun()
-
-    def note(self, test: Any, how: str) -> None:
-        """A test that ends twice (a failure, then an error in tearDown) has ended in both ways."""
-        name = test.id()
-        ended[name] = f"{ended[name]}; {how}" if name in ended else how
 
     def addSuccess(self, test: Any) -> None:
         super().addSuccess(test)
-        self.note(test, "passed")
+        note(test.id(), "passed")
 
     def addFailure(self, test: Any, err: Any) -> None:
         super().addFailure(test, err)
-        self.note(test, f"failed: {err[0].__name__}")
+        note(test.id(), f"failed: {err[0].__name__}")
 
     def addError(self, test: Any, err: Any) -> None:
         super().addError(test, err)
-        self.note(test, f"failed: {err[0].__name__}")
+        note(test.id(), f"failed: {err[0].__name__}")
 
     def addSkip(self, test: Any, reason: str) -> None:
         super().addSkip(test, reason)
-        self.note(test, f"skipped: {reason}")
+        note(test.id(), f"skipped: {reason}")
 
     def addExpectedFailure(self, test: Any, err: Any) -> None:
         super().addExpectedFailure(test, err)
-        self.note(test, "failed as expected")
+        note(test.id(), "failed as expected")
 
     def addUnexpectedSuccess(self, test: Any) -> None:
         super().addUnexpectedSuccess(test)
-        self.note(test, "passed unexpectedly")
+        note(test.id(), "passed unexpectedly")
 
     def addSubTest(self, test: Any, subtest: Any, err: Any) -> None:
         super().addSubTest(test, subtest, err)
         if err is not None:
-            self.note(subtest, f"failed: {err[0].__name__}")
+            note(subtest.id(), f"failed: {err[0].__name__}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -10,15 +11,28 @@ from pathlib import Path
 
 
 def fetch(
-    project: str, version: str, directory: Path, environment: Mapping[str, str] | None = None
+    project: str,
+    version: str,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    *,
+    without: str | None = None,
 ) -> Path:
-    """Have pip download it; unpack it. Returns the folder."""
-    folder = directory / f"{project}-{version}"
-    if folder.exists():  # of an earlier run that was kept
-        return folder
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--no-binary", project, "--dest", str(directory), f"{project}=={version}"]
-    subprocess.run(command, env=environment, check=True)
-    with tarfile.open(directory / f"{project}-{version}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+    """Have pip download it; unpack it. Returns the folder.
+
+    without: the package in it, where tests would find that in place of what is installed.
+    """
+    unpacked = directory / f"sources-{version}"
+    if not unpacked.exists():  # of an earlier run that was kept
+        downloaded = directory / f"downloaded-{version}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", project, "--dest", str(downloaded), f"{project}=={version}"]
+        subprocess.run(command, env=environment, check=True)
+        (file,) = downloaded.glob("*.tar.gz")
+        with tarfile.open(file) as archive:
+            archive.extractall(unpacked, filter="data")
+        shutil.rmtree(downloaded)
+    (folder,) = unpacked.iterdir()
+    if without:
+        shutil.rmtree(folder / without, ignore_errors=True)
     return folder

@@ -4,34 +4,55 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+HERE = Path(__file__).parent
+
 #: The name of each test, and how it ended.
 Results = dict[str, str]
 
 
+class NotRun(Exception):
+    """A recipe lacks a library or a server. The message says which."""
+
+
+class RunFailed(Exception):
+    """A suite's process told no results."""
+
+
 @dataclass
 class Suite:
-    """A unittest suite of somebody else's, ready to be run."""
+    """A suite of somebody else's, ready to be run."""
 
     name: str
     #: What is run, for the reader.
     title: str
-    #: What unittest's loader takes, a module or a function in it that makes a suite; or a script of
-    #: the project's that runs its tests, and the script's arguments.
+    #: pytest's arguments; or what unittest's loader takes, a module or a function in it that makes
+    #: a suite; or a script of the project's that runs its tests by unittest, and its arguments.
     tests: list[str]
     #: The libraries whose guards must be in place.
     libraries: list[str]
+    pytest: bool = False
+    #: What runs it.
+    python: Path = Path(sys.executable)
     #: Modules that this suite is to be run without.
     without: list[str] = field(default_factory=list)
     #: Called before each run: where it is to run, and the environment that it needs.
     directory: Path | None = None
     environment: Callable[[], Mapping[str, str]] = field(default=dict)
+    #: Tests that call a synchronous library on the loop on purpose, and how. They must differ.
+    on_purpose: Mapping[str, str] = field(default_factory=dict)
+    #: Tests that end in this way or that by themselves, and why. They may differ.
+    unsteady: Mapping[str, str] = field(default_factory=dict)
+    #: Seconds. What takes longer hangs.
+    timeout: float = 900
 
 
 def run(suite: Suite, directory: Path, *, guarded: bool) -> Results:
@@ -40,45 +61,91 @@ def run(suite: Suite, directory: Path, *, guarded: bool) -> Results:
     results = directory / f"{suite.name}-{how}.json"
     output = directory / f"{suite.name}-{how}.txt"
     results.unlink(missing_ok=True)
-    environment = {**os.environ, **suite.environment(), "PYTHONHASHSEED": "0"}
+    path = f"{suite.python.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, **suite.environment(), "PATH": path, "PYTHONHASHSEED": "0"}
     for variable in ("ASYNCSAFE_MODE", "DJANGO_ALLOW_ASYNC_UNSAFE"):
         environment.pop(variable, None)
-    runner = Path(__file__).with_name("runner.py")
     asked = {
         "results": str(results),
         "tests": suite.tests,
         "libraries": suite.libraries,
         "without": suite.without,
-        "guard": guarded,
+        "pytest": suite.pytest,
+        "asyncsafe": str(HERE.parent) if guarded else None,
     }
     with output.open("w") as file:
-        ran = subprocess.run(
-            [sys.executable, "-P", runner, json.dumps(asked)],
+        process = subprocess.Popen(
+            [suite.python, "-P", HERE / "runner.py", json.dumps(asked)],
             cwd=suite.directory or directory,
             env=environment,
+            stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            check=False,
         )
-    if ran.returncode:
-        print(output.read_text()[-3000:])
-        sys.exit(f"{suite.title}, {how}: the run itself failed (status {ran.returncode})")
-    ended: Results = json.loads(results.read_text())
-    return ended
+        ended = _wait(process, suite.timeout)
+    if process.returncode:
+        print(output.read_text(errors="replace")[-3000:])
+        raise RunFailed(f"{suite.title}, {how}: {ended} (status {process.returncode})")
+    return json.loads(results.read_text())  # type: ignore[no-any-return]
+
+
+def _wait(process: subprocess.Popen[bytes], timeout: float) -> str:
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it writes where it hangs
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return f"it hung, and was ended after {timeout:.0f} seconds"
+    return "the run itself failed"
+
+
+def both(suite: Suite, directory: Path) -> bool:
+    """Run it without the guard and with it. Prints, and returns, whether anything is wrong."""
+    print(f"{suite.title}, on Python {sys.version.split()[0]}", flush=True)
+    results = []
+    for guarded in (False, True):
+        began = time.monotonic()
+        try:
+            results.append(run(suite, directory, guarded=guarded))
+        except RunFailed as failure:
+            print(f"  {failure}", flush=True)
+            return True
+        took = time.monotonic() - began
+        totals = Counter(ended.partition(":")[0] for ended in results[-1].values())
+        counts = ", ".join(f"{count} {ended}" for ended, count in totals.most_common())
+        how = "guarded" if guarded else "bare"
+        print(f"  {how:8} {len(results[-1])} tests in {took:.0f} s: {counts}", flush=True)
+    return compare(suite, *results)
 
 
 def compare(suite: Suite, bare: Results, guarded: Results) -> bool:
-    """Print both runs' totals and every difference. Returns whether there is any."""
-    print(f"{suite.title}, on Python {sys.version.split()[0]}")
-    for how, results in ("bare", bare), ("guarded", guarded):
-        totals = Counter(ended.partition(":")[0] for ended in results.values())
-        counts = ", ".join(f"{count} {ended}" for ended, count in totals.most_common())
-        print(f"  {how:8} {len(results)} tests: {counts}")
+    """Print every difference. Returns whether there is any that the recipe doesn't name.
+
+    One that it names and that isn't there is wrong as well: the tables tell what is so.
+    """
     names = [*bare, *(name for name in guarded if name not in bare)]
-    differences = [name for name in names if bare.get(name) != guarded.get(name)]
-    for name in differences:
+    differ = [name for name in names if bare.get(name) != guarded.get(name)]
+    named = {**suite.on_purpose, **suite.unsteady}
+    for name in differ:
         print(f"  {name}")
+        if name in named:
+            print(f"      {named[name]}")
         print(f"      bare     {bare.get(name, 'not run')}")
         print(f"      guarded  {guarded.get(name, 'not run')}")
-    print(f"  {len(differences)} differ" if differences else "  the same, test by test", flush=True)
-    return bool(differences)
+    unexpected = [name for name in differ if name not in named]
+    same = [name for name in suite.on_purpose if name not in differ]
+    gone = [name for name in suite.unsteady if name not in names]
+    for name in [*same, *gone]:
+        print(f"  {name}\n      named by the recipe ({named[name]}), but not different or not run")
+    if unexpected or same or gone:
+        print(f"  {len(unexpected)} differ that should not, {len(same) + len(gone)} named in vain")
+    elif differ:
+        print(f"  the same, test by test, but for the {len(differ)} that the recipe names")
+    else:
+        print("  the same, test by test")
+    sys.stdout.flush()
+    return bool(unexpected or same or gone)

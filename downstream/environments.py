@@ -1,0 +1,49 @@
+"""A Python of its own for a suite: what its tests need, and not the plugins that ours bring."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .suites import NotRun
+
+#: What a run needs beside what a recipe asks for: asyncsafe itself is taken from this checkout.
+ALWAYS = ("asgiref",)
+
+
+def installed(distribution: str) -> str:
+    """The version of it that this Python has."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        raise NotRun(f"{distribution} is not installed") from None
+
+
+def environment(requirements: Sequence[str], directory: Path) -> Path:
+    """Make it; returns its interpreter.
+
+    requirements: what pip takes. One that is a name alone is of the version that this Python has.
+    """
+    folder = directory / "venv"
+    python = folder / "bin" / "python"
+    noted = folder / "requirements.txt"
+    wanted = "\n".join(_pinned(requirement) for requirement in (*ALWAYS, *requirements))
+    if noted.exists() and noted.read_text() == wanted:  # of an earlier run that was kept
+        return python
+    venv.create(folder, clear=True, symlinks=True)
+    noted.with_suffix(".in").write_text(wanted)
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    subprocess.run([*command, "-r", str(noted.with_suffix(".in"))], check=True)
+    noted.with_suffix(".in").rename(noted)
+    return python
+
+
+def _pinned(requirement: str) -> str:
+    try:
+        return f"{requirement}=={version(requirement)}"
+    except PackageNotFoundError:
+        return requirement
