@@ -248,7 +248,9 @@ class Integration:
             functions = {
                 id(patch.original): (patch, guard)
                 for patch, guard in self._patches
-                if isinstance(patch.owner, ModuleType) and patch.original is not patch.replacement
+                # Without a guard it is no operation, but a name of the module's own: asyncio's
+                # get_running_loop in django.utils.asyncio, which is everybody's elsewhere.
+                if guard is not None and isinstance(patch.owner, ModuleType)
             }
             for module in tuple(sys.modules.values()) if functions else ():
                 if not issubclass(type(module), ModuleType):
@@ -558,10 +560,13 @@ def _check_attribute(owner: Any, operation: Operation, current: Any) -> None:
     if operation.setter:
         if not hasattr(current, "__set__"):
             raise InstallationError(f"{name} is no attribute to assign to: leave out setter=True")
+    elif operation.getter:
+        if not hasattr(current, "__get__"):
+            raise InstallationError(f"{name} is no attribute to read: leave out getter=True")
     elif not callable(function):
         raise InstallationError(
             f"{name} is a {type(current).__name__}, and not called: an operation is a function, or "
-            "an attribute whose assignment does I/O (setter=True)"
+            "an attribute whose assignment (setter=True) or reading (getter=True) does I/O"
         )
     elif is_asynchronous(function):
         raise InstallationError(f"{name} is asynchronous, and blocks nobody: leave it out")

@@ -151,8 +151,7 @@ class TestInstall:
     def test_every_library_has_a_module(self) -> None:
         directory = Path(asyncsafe.__file__).parent / "integrations"
         modules = {path.stem for path in directory.glob("[!_]*.py")}
-        # Of some libraries nothing is guarded yet: their thread-local state can be swapped.
-        packages = {"django", "mysql.connector", "peewee", "pony"}
+        packages = {"django", "mysql.connector", "peewee", "pony", "sqlalchemy"}
         assert modules | packages == {*LIBRARIES, *thread_locals.LIBRARIES}
         names = (*LIBRARIES, *OPTIONAL)
         assert [integration(name).name for name in names] == list(names)

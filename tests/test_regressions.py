@@ -862,3 +862,16 @@ def test_garbage_that_is_closed_during_a_description_is_closed(guarded: None) ->
     asyncio.run(main())
     assert not connection.in_transaction
     connection.close()
+
+
+def test_what_one_module_has_replaced_is_everybody_elses_still() -> None:
+    """Django's `get_running_loop` was replaced in each module that had asyncio's, asyncio among them."""
+    import django.utils.asyncio
+
+    original = asyncio.get_running_loop
+    asyncsafe.install()
+    assert django.utils.asyncio.get_running_loop is not original
+    assert asyncio.get_running_loop is original
+    assert asyncio.events.get_running_loop is original
+    asyncsafe.uninstall()
+    assert django.utils.asyncio.get_running_loop is original
