@@ -16,6 +16,19 @@ from .running import python
 NAMES = (*LIBRARIES, *OPTIONAL)
 #: Modules that a library has only where its C extension was built and finds its own libraries.
 NOT_EVERYWHERE = {
+    # duckdb 1's, which duckdb 2 has no more
+    "duckdb": (
+        "duckdb.DuckDBPyConnection.pl",
+        "duckdb.DuckDBPyConnection.arrow",
+        "duckdb.DuckDBPyConnection.fetch_arrow_table",
+        "duckdb.DuckDBPyConnection.fetch_record_batch",
+        "duckdb.DuckDBPyRelation.execute",
+        "duckdb.DuckDBPyRelation.fetch",
+        "duckdb.pl",
+        "duckdb.fetch_arrow_table",
+        "duckdb.fetch_record_batch",
+    ),
+    "peewee": ("playhouse.cysqlite_ext: ",),
     "mysql.connector": ("mysql.connector.connection_cext: ", "mysql.connector.cursor_cext: "),
 }
 
