@@ -256,7 +256,7 @@ def read_settings() -> tuple[dict[str, Any], str | None]:
     return settings, path
 
 
-def _valid(value: Any, values: tuple[Setting, ...], where: str) -> Setting:
+def _valid(value: Any, values: tuple[str, ...], where: str) -> Any:
     for known in values:
         if value == known:
             return known

@@ -12,10 +12,11 @@ import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psycopg2
 import pytest
-from psycopg2.extensions import make_dsn
+from psycopg2.extensions import make_dsn, parse_dsn
 
 ROOT = Path(__file__).parent.parent
 
@@ -96,14 +97,88 @@ class TestFlaskAndPsycopg2:
         assert "nothing blocked the event loop" in flask_psycopg2
 
 
-@pytest.fixture(scope="module")
-def django_database(postgres: str) -> str:
-    """Other tests have Django's tables in the server's own."""
+def create_database(postgres: str, name: str) -> str:
+    """One of its own: other tests have tables in the server's. Returns its DSN."""
     connection = psycopg2.connect(postgres)
     connection.autocommit = True
-    connection.cursor().execute("CREATE DATABASE django_example")
+    connection.cursor().execute(f"CREATE DATABASE {name}")
     connection.close()
-    return make_dsn(postgres, dbname="django_example")
+    return make_dsn(postgres, dbname=name)
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def fastapi_orders(request: pytest.FixtureRequest) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    if request.param == "postgresql":
+        dsn = create_database(request.getfixturevalue("postgres"), "fastapi_example")
+        environment["DATABASE_URL"] = f"postgresql+psycopg2://?{urlencode(parse_dsn(dsn))}"
+    return run_example("fastapi_orders", environment)
+
+
+class TestFastAPIAndSQLAlchemy:
+    @pytest.mark.parametrize("version", ["app.py", "right.py"])
+    def test_every_request_is_answered(self, fastapi_orders: str, version: str) -> None:
+        told = f"{version}: of 300 requests 300 were answered with 200; 80 orders are paid."
+        assert told in fastapi_orders
+
+    @pytest.mark.parametrize("endpoint", ["show_order", "list_orders", "pay_order"])
+    def test_endpoints_that_stall_the_loop_are_told(
+        self, fastapi_orders: str, endpoint: str
+    ) -> None:
+        while_serving = fastapi_orders.partition("during start-up")[0]
+        assert re.search(
+            rf" [mµ]?s .* examples/fastapi_orders/app\.py:\d+ async {endpoint}\(\)", while_serving
+        ), fastapi_orders
+
+    def test_start_up_is_told_apart(self, fastapi_orders: str) -> None:
+        while_serving, told, during = fastapi_orders.partition("during start-up and shutdown, at ")
+        assert told
+        assert "create_shop()" in during
+        assert "create_shop()" not in while_serving
+        assert "async lifespan()" in during.partition("To mend them")[0]
+        assert "async lifespan()" not in during.partition("To mend them")[2]
+
+    def test_the_corrected_version_is_not(self, fastapi_orders: str) -> None:
+        assert "fastapi_orders/right.py" not in fastapi_orders
+
+    @pytest.mark.parametrize(("version", "status"), [("app", 3), ("right", 0)])
+    def test_uvicorn_serves_it(self, version: str, status: int, tmp_path: Path) -> None:
+        """By the command that stands in the example, and in the guide."""
+        port = free_port()
+        report = tmp_path / "report.json"
+        arguments = ["--fail", "--report", report, "uvicorn", f"{version}:app"]
+        arguments += ["--app-dir", "examples/fastapi_orders", "--port", str(port)]
+        with subprocess.Popen(
+            [sys.executable, "-m", "asyncsafe", "run", *arguments],
+            cwd=ROOT,
+            env={name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as uvicorn:
+            try:
+                assert uvicorn.stderr is not None
+                next(line for line in uvicorn.stderr if "Uvicorn running on" in line)
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/orders/1") as response:
+                    assert response.status == 200
+            finally:
+                uvicorn.send_signal(signal.SIGINT)
+                uvicorn.communicate(timeout=30)
+        assert uvicorn.returncode == status
+        sites = json.loads(report.read_text())["sites"]
+        phases = {(site["coroutine"]["function"], site["phase"]) for site in sites}
+        expected = {("lifespan", "startup"), ("show_order", None), ("lifespan", "shutdown")}
+        assert phases == (expected if version == "app" else set())
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def django_database(postgres: str) -> str:
+    return create_database(postgres, "django_example")
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +214,7 @@ class TestDjangoProject:
         self, django_project: str, django_database: str, tmp_path: Path
     ) -> None:
         """Twisted's reactor on asyncio's loop. The other run has made the tables."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         report = tmp_path / "report.json"
         command = ["asyncsafe", "run", "--report", report, "daphne", "-p", str(port)]
         with subprocess.Popen(
