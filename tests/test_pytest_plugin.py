@@ -332,6 +332,41 @@ def test_what_never_came_to_the_test_was_swallowed(project: pytest.Pytester) -> 
         assert why.startswith("Failed: sqlite3.")
 
 
+def test_an_applications_answer_hides_nothing(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+        from starlette.testclient import TestClient
+
+        def client(**options):
+            async def orders(request):
+                return shop.find()
+            return TestClient(Starlette(routes=[Route("/", orders)]), **options)
+
+        def test_status():
+            assert client(raise_server_exceptions=False).get("/").status_code == 500
+
+        def test_endpoint_of_its_own():
+            async def orders(request):
+                return shop.find()
+            app = Starlette(routes=[Route("/", orders)])
+            client = TestClient(app, raise_server_exceptions=False)
+            assert client.get("/").status_code == 500
+
+        def test_expected():
+            with pytest.raises(SynchronousOnlyOperation):
+                client().get("/")
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    result.assert_outcomes(passed=1, failed=2)
+    assert set(failed(result)) == {"FAILED test_status", "FAILED test_endpoint_of_its_own"}
+
+
 def test_set_up_and_teardown_have_their_own(project: pytest.Pytester) -> None:
     write(
         project,
@@ -1051,8 +1086,10 @@ def test_known_call_sites_pass_and_new_ones_are_refused(
     assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)])
-@pytest.mark.parametrize("option", ["--update-baseline", "--asyncsafe-update-baseline"])
+@pytest.mark.parametrize(
+    ("option", "workers"),
+    [("--update-baseline", ("-n2",)), ("--asyncsafe-update-baseline", ())],
+)
 def test_the_baseline_is_updated_and_pruned_by_whole_runs(
     with_baseline: pytest.Pytester, option: str, workers: tuple[str, ...]
 ) -> None:
