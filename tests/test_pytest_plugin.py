@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -1260,15 +1261,40 @@ def test_a_run_inside_a_guarded_test_is_its_own(project: pytest.Pytester) -> Non
     assert "asyncsafe: 2 synchronous calls on the event loop, at 2 call sites; all" in summary
 
 
+# The guide ---------------------------------------------------------------------------------------
+
+
+def test_the_guides_examples_do_what_it_says(project: pytest.Pytester) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "tests.md").read_text()
+    module = "\n\n".join(re.findall(r"^```python\n(.*?)^```$", guide, re.M | re.S))
+    (shown,) = re.findall(r"without the xfail -->\n```\n(.*?)^```$", guide, re.M | re.S)
+    path = project.path / "test_customers.py"
+    path.write_text(module)
+
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=3, xfailed=1)
+
+    path.write_text(re.sub("^@pytest.mark.xfail.*\n", "", module, flags=re.M))
+    result = run(project, "--asyncsafe=raise")
+    result.assert_outcomes(passed=3, failed=1)
+    assert re.sub("Task-[0-9]+", "Task-1", shown) in re.sub(
+        "Task-[0-9]+", "Task-1", result.stdout.str()
+    )
+
+
 # As installed ------------------------------------------------------------------------------------
 
 
 def test_asyncsafe_run_can_run_it(project: pytest.Pytester) -> None:
-    """asyncsafe is imported before pytest, which must not take that for a mistake."""
+    """asyncsafe is imported before pytest, which must not take that for a mistake.
+
+    Where it is installed as a wheel: pytest reads from an editable install no list of modules.
+    """
+    assert "PYTEST_DONT_REWRITE" in (asyncsafe.__doc__ or "")
     write(project, "def test_view(): assert asyncio.run(shop.view())")
 
     result = project.run(
-        sys.executable, "-m", "asyncsafe", "run", "-m", "pytest", *PLAIN, "-W", "error"
+        *(sys.executable, "-m", "asyncsafe", "run", "-m", "pytest", *PLAIN),
+        *("-W", "error::pytest.PytestAssertRewriteWarning"),
     )
 
     assert result.ret == 0
