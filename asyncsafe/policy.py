@@ -49,8 +49,8 @@ class Allowance:
     __slots__ = ("reason", "used")
 
     def __init__(self, reason: str) -> None:
-        self.reason = reason
-        self.used = False
+        self.reason: str = reason
+        self.used: bool = False
 
 
 _allowance: Allowance | None = None

@@ -227,16 +227,11 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        result = yield from self._phase(item)
-        self._count_marker(item, passed=True)
-        return result
+        return (yield from self._phase(item))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
-        try:
-            return (yield from self._phase(item))
-        finally:
-            self._count_marker(item, passed=False)
+        return (yield from self._phase(item))
 
     def _phase(self, item: pytest.Item) -> Generator[None, object, object]:
         """A phase of a test: what was swallowed in it fails it, or is told beside its own failure."""
@@ -267,13 +262,17 @@ class Session:
 
     def _take_swallowed(self, error: BaseException | None) -> list[Refusal]:
         refused, self._refused = self._refused, []
+        if not refused:
+            return []
         told = {id(e) for e in _all_of(error)}
+        own = self._test | self._fixtures
+        nested = _with_nested(own)
         swallowed = [
             refusal
             for refusal in refused
             if id(refusal) not in told
             and not self._was_taken(refusal)
-            and not self._came_to_the_test(refusal)
+            and not self._came_to(own, nested, refusal)
         ]
         for refusal in refused:
             _hide_our_frames(refusal)
@@ -285,15 +284,15 @@ class Session:
         violation = refusal.violation
         return id(violation) in self._listed and not any(v is violation for v in self._list or ())
 
-    def _came_to_the_test(self, refusal: Refusal) -> bool:
+    def _came_to(self, own: set[CodeType], nested: set[CodeType], refusal: Refusal) -> bool:
+        """Whether the exception came as far as this code, or was caught in what is nested in it."""
         entry = refusal.__traceback__
         if entry is None:  # assertRaises() takes it off
             return self._in_unittest
         # Each frame that the exception comes to is put at the traceback's beginning: the first is
         # the one that caught it, if it has gone on from there.
         caught = entry.tb_frame
-        own = self._test | self._fixtures
-        if caught.f_lasti != entry.tb_lasti and caught.f_code in _with_nested(own):
+        if caught.f_lasti != entry.tb_lasti and caught.f_code in nested:
             return True
         while entry is not None:
             if entry.tb_frame.f_code in own:
@@ -306,6 +305,7 @@ class Session:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
+        self._count_marker(item, passed=report.when == "call" and report.passed)
         failure, told = item.stash.get(_besides, (None, ""))
         if told:
             del item.stash[_besides]
@@ -345,8 +345,8 @@ class Session:
             return
         node, _ = next(item.iter_markers_with_node(MARKER))
         name = node.nodeid
-        if hasattr(node, "callspec"):
-            name = name.removesuffix(f"[{node.callspec.id}]")
+        if (callspec := getattr(node, "callspec", None)) is not None:
+            name = name.removesuffix(f"[{callspec.id}]")
         self._add_marker(name, self._allowance.reason, passed, self._allowance.used)
 
     def _add_marker(self, name: str, reason: str, passed: bool, used: bool) -> None:

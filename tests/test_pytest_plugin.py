@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -330,6 +331,41 @@ def test_what_never_came_to_the_test_was_swallowed(project: pytest.Pytester) -> 
     }
     for why in failed(result).values():
         assert why.startswith("Failed: sqlite3.")
+
+
+def test_an_applications_answer_hides_nothing(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+        from starlette.testclient import TestClient
+
+        def client(**options):
+            async def orders(request):
+                return shop.find()
+            return TestClient(Starlette(routes=[Route("/", orders)]), **options)
+
+        def test_status():
+            assert client(raise_server_exceptions=False).get("/").status_code == 500
+
+        def test_endpoint_of_its_own():
+            async def orders(request):
+                return shop.find()
+            app = Starlette(routes=[Route("/", orders)])
+            client = TestClient(app, raise_server_exceptions=False)
+            assert client.get("/").status_code == 500
+
+        def test_expected():
+            with pytest.raises(SynchronousOnlyOperation):
+                client().get("/")
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    result.assert_outcomes(passed=1, failed=2)
+    assert set(failed(result)) == {"FAILED test_status", "FAILED test_endpoint_of_its_own"}
 
 
 def test_set_up_and_teardown_have_their_own(project: pytest.Pytester) -> None:
@@ -1051,8 +1087,10 @@ def test_known_call_sites_pass_and_new_ones_are_refused(
     assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)])
-@pytest.mark.parametrize("option", ["--update-baseline", "--asyncsafe-update-baseline"])
+@pytest.mark.parametrize(
+    ("option", "workers"),
+    [("--update-baseline", ("-n2",)), ("--asyncsafe-update-baseline", ())],
+)
 def test_the_baseline_is_updated_and_pruned_by_whole_runs(
     with_baseline: pytest.Pytester, option: str, workers: tuple[str, ...]
 ) -> None:
@@ -1223,15 +1261,40 @@ def test_a_run_inside_a_guarded_test_is_its_own(project: pytest.Pytester) -> Non
     assert "asyncsafe: 2 synchronous calls on the event loop, at 2 call sites; all" in summary
 
 
+# The guide ---------------------------------------------------------------------------------------
+
+
+def test_the_guides_examples_do_what_it_says(project: pytest.Pytester) -> None:
+    guide = (Path(__file__).parent.parent / "docs" / "guides" / "tests.md").read_text()
+    module = "\n\n".join(re.findall(r"^```python\n(.*?)^```$", guide, re.M | re.S))
+    (shown,) = re.findall(r"without the xfail -->\n```\n(.*?)^```$", guide, re.M | re.S)
+    path = project.path / "test_customers.py"
+    path.write_text(module)
+
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=3, xfailed=1)
+
+    path.write_text(re.sub("^@pytest.mark.xfail.*\n", "", module, flags=re.M))
+    result = run(project, "--asyncsafe=raise")
+    result.assert_outcomes(passed=3, failed=1)
+    assert re.sub("Task-[0-9]+", "Task-1", shown) in re.sub(
+        "Task-[0-9]+", "Task-1", result.stdout.str()
+    )
+
+
 # As installed ------------------------------------------------------------------------------------
 
 
 def test_asyncsafe_run_can_run_it(project: pytest.Pytester) -> None:
-    """asyncsafe is imported before pytest, which must not take that for a mistake."""
+    """asyncsafe is imported before pytest, which must not take that for a mistake.
+
+    Where it is installed as a wheel: pytest reads from an editable install no list of modules.
+    """
+    assert "PYTEST_DONT_REWRITE" in (asyncsafe.__doc__ or "")
     write(project, "def test_view(): assert asyncio.run(shop.view())")
 
     result = project.run(
-        sys.executable, "-m", "asyncsafe", "run", "-m", "pytest", *PLAIN, "-W", "error"
+        *(sys.executable, "-m", "asyncsafe", "run", "-m", "pytest", *PLAIN),
+        *("-W", "error::pytest.PytestAssertRewriteWarning"),
     )
 
     assert result.ret == 0
