@@ -22,9 +22,11 @@ from .reports.reading import report_of_this_process
 from .reports.wording import seconds
 from .scopes import allow
 from .stacks import call_chain
+from .violation import shells
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import CodeType
     from typing import Any
 
     from IPython.core.interactiveshell import InteractiveShell
@@ -68,6 +70,7 @@ class _Extension:
         shell.events.register("post_execute", _end_cell)
         shell.magics_manager.register_function(self.magic, "line", "asyncsafe")
         messages.cell_name = self.cell_name
+        shells.add(_run_cell())
         for _ in range(_cells_on_the_stack()):  # whose pre_execute is past
             _begin_cell()
         if note := _note_on_override():
@@ -83,6 +86,7 @@ class _Extension:
         magics.magics["line"].pop("asyncsafe", None)  # there is no way to unregister one
         vars(magics.user_magics).pop("asyncsafe", None)
         messages.cell_name = messages.no_cell
+        shells.discard(_run_cell())
         if self._configured:
             policy.configure(mode=self._configured[0])
         if self._installed:
@@ -164,10 +168,15 @@ def _end_cell() -> None:
 
 def _cells_on_the_stack() -> int:
     """How many cells are being run by this call chain: what is called from a cell, from one."""
+    run_cell = _run_cell()
+    return sum(frame.f_code is run_cell for frame in call_chain(sys._getframe(1)))
+
+
+def _run_cell() -> CodeType:
+    """What runs every cell, whether it awaits or not."""
     from IPython.core.interactiveshell import InteractiveShell
 
-    run_cell = InteractiveShell.run_cell_async.__code__
-    return sum(frame.f_code is run_cell for frame in call_chain(sys._getframe(1)))
+    return InteractiveShell.run_cell_async.__code__
 
 
 # %asyncsafe -------------------------------------------------------------------------------------

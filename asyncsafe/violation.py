@@ -51,6 +51,9 @@ else:
 STATEMENT_LIMIT = 500
 #: How many frames of the user's are kept.
 STACK_LIMIT = 50
+#: Coroutines that run what somebody types: further out, there is nothing of the user's. In a
+#: Jupyter kernel it is twenty frames from there to the loop.
+shells: set[CodeType] = set()
 
 
 class Violation:
@@ -264,6 +267,9 @@ class Call:
                     coroutine = frame
                     break
                 outer_coroutine = outer_coroutine or frame
+                if code in shells:
+                    coroutine = outer_coroutine
+                    break
             elif code.co_name == "__del__" or code is _FINALIZE:
                 self.finalizing = self.finalizing or outer_coroutine is None
         self._caller = caller or self._frame

@@ -412,7 +412,7 @@ def test_the_environments_override_is_told(
 # Loading and unloading -----------------------------------------------------------------------------
 
 STATE = """
-import asyncsafe.policy, asyncsafe.messages, sqlite3
+import asyncsafe.policy, asyncsafe.messages, asyncsafe.violation, sqlite3
 
 def state():
     shell = get_ipython()
@@ -422,6 +422,7 @@ def state():
         asyncsafe.messages.cell_name,
         {name: list(calls) for name, calls in shell.events.callbacks.items()},
         shell.find_line_magic("asyncsafe"),
+        set(asyncsafe.violation.shells),
         hasattr(shell.magics_manager.user_magics, "asyncsafe"),
     )
 
@@ -440,7 +441,7 @@ def test_unloading_puts_everything_back(notebook: Notebook) -> None:
         "%load_ext asyncsafe\ncount()",
         "await asyncio.create_task(job())",
     )
-    assert results[1] == "[False, True, False, False, False, False]"
+    assert results[1] == "[False, True, False, False, False, False, False]"
     assert results[3:6] == ["True", "True", "0"]
     assert results[6] == "0"
     assert refused(results[7])
