@@ -78,6 +78,8 @@ def _find_owner(filename: str) -> Owner:
         return "ours"
     library = (
         filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
+        # "<sqlalchemy generated _go() wrapper for ...>", "<attrs generated methods ...>"
+        or (filename.startswith("<") and " generated " in filename)
         or f"{os.sep}site-packages{os.sep}" in filename
         or f"{os.sep}dist-packages{os.sep}" in filename
     )
