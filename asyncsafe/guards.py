@@ -172,10 +172,13 @@ def _call_on_connection(
     pending = admit(guard, args, kwargs)
     returned = None
     try:
-        if pending is None:
+        if pending is not None:
+            result = make(pending, call, args, kwargs)
+        elif begun is None:
             result = _forward(call, args, kwargs)
         else:
-            result = make(pending, call, args, kwargs)
+            with Inside("call"):  # it was told: not once more by what it calls
+                result = _forward(call, args, kwargs)
         returned = guard.operation
         return result
     finally:

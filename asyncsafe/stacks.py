@@ -103,11 +103,13 @@ def add_guarded(packages: set[str]) -> None:
 def _find_owner(filename: str) -> Owner:
     if filename in (WRAPPER_FILE, COUNTED_WRAPPER_FILE) or filename.startswith(_OURS):
         return "ours"
-    if filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS)):
+    if filename.startswith("<frozen "):
+        return "library"
+    if filename.startswith("<"):  # "<sqlalchemy generated ...>", "<attrs generated methods ...>"
+        return "library" if " generated " in filename else "user"
+    if filename.startswith((_STANDARD_LIBRARY, _COMMANDS)):
         # The standard library's folder is where packages are installed, too.
         return _find_installer(filename) or "library"
-    if filename.startswith("<"):  # "<sqlalchemy generated ...>"
-        return "library" if filename[1:].partition(" ")[0] in _guarded else "user"
     return _find_installer(filename) or "user"
 
 

@@ -16,6 +16,7 @@ GROUPS = (
     "imports",
     "on_the_loop",
     "postgres",
+    "sqlalchemy",
     "sharing",
     "connections",
     "asgi",

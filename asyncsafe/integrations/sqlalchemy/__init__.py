@@ -26,21 +26,25 @@ if TYPE_CHECKING:
 # Whose something is ------------------------------------------------------------------------------
 
 
-def _held(transaction: Any) -> list[tuple[Any, Any, bool, bool]]:
+def _held(transaction: Any) -> set[tuple[Any, Any, bool, bool]]:
     """What a session's transaction has: (connection, transaction, commits it, closes it), of each.
 
     From 2.1.7 on `SessionTransaction.connections` is public, but tells the connections alone.
     """
-    if transaction is None:
-        return []
-    while transaction.parent is not None:
-        transaction = transaction.parent
-    return list(set(transaction._connections.values()))
+    return set(transaction._connections.values())
+
+
+def _held_by(session: Any) -> set[tuple[Any, Any, bool, bool]]:
+    """All that it has: that of its outermost transaction."""
+    transaction = session.get_transaction()
+    return set() if transaction is None else _held(transaction)
 
 
 def _owners(thing: Any) -> Iterator[Any]:
     """What a thing belongs to, from within: itself, its session, its connection, its engine."""
     yield thing
+    if hasattr(thing, "recreate"):  # a Pool
+        return
     if hasattr(thing, "dbapi_connection"):  # a pool's proxy
         yield thing._pool
         return
@@ -48,8 +52,8 @@ def _owners(thing: Any) -> Iterator[Any]:
         thing = thing.session
         yield thing
     if hasattr(thing, "get_bind"):  # a Session
-        held = _held(thing.get_transaction())
-        thing = held[0][0] if held else thing.bind
+        held = _held_by(thing)
+        thing = next(iter(held))[0] if held else thing.bind
         yield thing
     elif not hasattr(thing, "engine"):
         thing = getattr(_cursor_result(thing), "connection", None)  # a Transaction's, or a result's
@@ -62,7 +66,8 @@ def _owners(thing: Any) -> Iterator[Any]:
 
 def _cursor_result(result: Any) -> Any:
     """Below what the ORM makes of its rows."""
-    return getattr(getattr(result, "result", result), "raw", result)
+    result = getattr(result, "result", result)
+    return getattr(result, "raw", result)
 
 
 def _connection(thing: Any) -> Any:
@@ -193,9 +198,7 @@ def _session_executes(
 def _session_connects(
     session: Any, bind_arguments: dict[str, Any] | None = None, execution_options: object = None
 ) -> bool:
-    return not _held(session.get_transaction()) and _session_blocks(
-        session, **(bind_arguments or {})
-    )
+    return not _held_by(session) and _session_blocks(session, **(bind_arguments or {}))
 
 
 def _flushes(session: Any, objects: object = None) -> bool:
@@ -228,25 +231,27 @@ def _refreshes(session: Any, instance: Any, *args: Any, **kwargs: Any) -> bool:
 
 def _commits(transaction: Any, _to_root: bool = False) -> bool:
     """It flushes first, commits what it began and gives back what it took."""
-    return _flushes(transaction.session) or any(
-        (commits or closes) and _is_open(connection)
-        for connection, _, commits, closes in _held(transaction)
-    )
+    held = _held_by(transaction.session) if _to_root else _held(transaction)
+    return _flushes(transaction.session) or _ends_any(held)
 
 
 def _rolls_back(transaction: Any, *args: Any, **kwargs: Any) -> bool:
-    return any(_is_open(held[0]) for held in _held(transaction))
+    return any(_is_open(held[0]) for held in _held_by(transaction.session))
 
 
 def _releases(transaction: Any, invalidate: bool = False) -> bool:
-    return any(
-        (invalidate or closes or (commits and begun.is_active)) and _is_open(connection)
-        for connection, begun, commits, closes in _held(transaction)
-    )
+    return _ends_any(_held(transaction))
 
 
 def _session_releases(session: Any) -> bool:
-    return _releases(session.get_transaction())
+    return _ends_any(_held_by(session))
+
+
+def _ends_any(held: set[tuple[Any, Any, bool, bool]]) -> bool:
+    """Whether one of these is committed or rolled back, or given back: what isn't shared is."""
+    return any(
+        (commits or closes) and _is_open(connection) for connection, _, commits, closes in held
+    )
 
 
 # What is told ------------------------------------------------------------------------------------

@@ -29,16 +29,19 @@ def tell(frames: list[FrameType]) -> Told | None:
     """
     # Another library's frame: what the user's line called is that, and this fix isn't its.
     other = False
-    outermost = True
+    outermost = first = True
     for frame in reversed(frames):
         package = (frame.f_globals.get("__name__") or "").partition(".")[0]
         if package in _PACKAGES:
             read = _READERS.get(frame.f_code.co_qualname)
-            told = read(frame) if read else _by_name(frame) if outermost else None
+            told = read(frame) if read else None
+            if read is None and outermost:
+                told = _by_name(frame, first)
             if told is not None:
                 # What was loaded with its owner isn't loaded later, whoever reads it.
                 return told if not other or read is _attribute else Told(told.subject, None)
             outermost = outermost and frame.f_code.co_name.startswith(("_", "<"))
+            first = False
         other = other or package not in (*_PACKAGES, *sys.stdlib_module_names)
     return None
 
@@ -51,13 +54,18 @@ def asked_for(kind: str, name: str, owner: Any, *args: Any, **kwargs: Any) -> To
     return _called(owner, name, args)
 
 
-def _by_name(frame: FrameType) -> Told | None:
-    """A public method, by its name; or a public function, as `inspect()`."""
+def _by_name(frame: FrameType, first: bool) -> Told | None:
+    """A public method, by its name; or a public function, as `inspect()`.
+
+    first: whether the user's line has called it itself. Else only well-known objects are told of.
+    """
     name, values = frame.f_code.co_name, frame.f_locals
     if name.startswith(("_", "<")):
         return None
     owner = values.get("self")
     names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    if not first and (owner is None or _KINDS.keys().isdisjoint(_names(owner))):
+        return None
     if owner is None:
         told = _argument([values[n] for n in names])
         return Told(f"{name}({told}) was called", _with_endpoint(_FUNCTIONS.get(name)))
@@ -196,7 +204,7 @@ _ONLY_SYNCHRONOUS = frozenset(
 )
 _WITHOUT_ARGUMENTS = frozenset(
     {"all", "close", "commit", "dispose", "fetchall", "fetchone", "first", "flush", "invalidate"}
-    | {"one", "one_or_none", "prepare", "reset", "rollback", "scalar"}
+    | {"one", "one_or_none", "prepare", "reset", "rollback"}
 )
 
 _FUNCTIONS = {
