@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 def _connection(thing: Any) -> Any:
     """None where it is asynchronous, and would answer `in_transaction` with a coroutine."""
     connection = _owner(thing)
-    if isinstance(connection, sys.modules["apsw"].Connection) and connection and connection.is_async:
+    if (
+        isinstance(connection, sys.modules["apsw"].Connection)
+        and connection
+        and connection.is_async
+    ):
         return None
     return connection
 

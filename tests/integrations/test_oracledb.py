@@ -286,7 +286,9 @@ class TestOperations:
         assert violation.operation == f"oracledb.Cursor.{name}"
         assert bool(violation.statement) is bool(arguments)
 
-    @pytest.mark.parametrize("name", ["cursor", "cancel", "transaction_in_progress", "stmtcachesize"])
+    @pytest.mark.parametrize(
+        "name", ["cursor", "cancel", "transaction_in_progress", "stmtcachesize"]
+    )
     def test_no_io_is_not_flagged(self, connection: Any, name: str, heard: list[Any]) -> None:
         asyncsafe.install("oracledb")
         on_loop(lambda: callable(found := getattr(connection, name)) and error(found))
