@@ -210,10 +210,10 @@ history = shell.history_manager
 async def main():
     history.store_inputs(1, "select()")
     history.writeout_cache()
-    print(*(line for *_, line in history.search("select*")))
     history.end_session()
 
 asyncio.run(main())
+print(*(line for *_, line in history.search("select*")))
 print(len(list(asyncsafe.violations)))
 """
 
