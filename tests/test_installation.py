@@ -5,13 +5,17 @@ from __future__ import annotations
 import _sqlite3
 import asyncio
 import importlib
+import importlib.metadata
+import importlib.util
+import re
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psycopg2._psycopg
@@ -155,6 +159,111 @@ class TestInstall:
         assert modules | packages == {*LIBRARIES, *thread_locals.LIBRARIES}
         names = (*LIBRARIES, *OPTIONAL)
         assert [integration(name).name for name in names] == list(names)
+
+
+class TestNames:
+    """A module's function, by the names that other modules imported it by."""
+
+    @pytest.fixture
+    def driver(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """A driver whose entry is a function, and an application that has imported it by name."""
+        driver, application = ModuleType("driver"), ModuleType("application")
+        vars(driver).update(connect=lambda: "connected")
+        vars(application).update(connect=driver.connect, other=closing)
+        for module in (driver, application):
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        return driver
+
+    def test_replaced_and_put_back(self, driver: Any) -> None:
+        application: Any = sys.modules["application"]
+        original = driver.connect
+        one = Integration("driver", {"driver": {"": [Operation("connect")]}})
+        for _ in range(2):
+            one.install()
+            assert application.connect is driver.connect is not original
+            assert is_refused(application.connect)
+            assert application.connect() == "connected"
+            kept = application.connect
+            one.uninstall()
+            assert application.connect is driver.connect is original
+            assert on_loop(kept) == "connected"
+
+    def test_one_that_was_replaced_since_stays(self, driver: Any) -> None:
+        application: Any = sys.modules["application"]
+        one = Integration("driver", {"driver": {"": [Operation("connect")]}})
+        one.install()
+        application.connect = mine = object()
+        one.uninstall()
+        assert application.connect is mine
+
+    def test_lazy_modules_are_not_executed(
+        self, driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "lazy.py").write_text("raise SystemError('executed')")
+        spec = importlib.util.spec_from_file_location("lazy", tmp_path / "lazy.py")
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "lazy", module)
+        spec.loader.exec_module(module)
+        one = Integration("driver", {"driver": {"": [Operation("connect")]}})
+        one.install()
+        one.uninstall()
+
+    def test_getters_and_static_methods(self, driver: Any) -> None:
+        class Connection:
+            @property
+            def status(self) -> str:
+                """What the server says."""
+                return "fine"
+
+            @staticmethod
+            def ping(host: str) -> str:
+                return host
+
+        driver.Connection = Connection
+        bare = dict(vars(Connection))
+        operations = [Operation("status", getter=True), Operation("ping")]
+        one = Integration("driver", {"driver": {"Connection": operations}})
+        one.install()
+        connection = Connection()
+        assert is_refused(lambda: connection.status)
+        assert is_refused(partial(connection.ping, "here"))
+        assert is_refused(partial(Connection.ping, "here"))
+        assert (connection.status, connection.ping("here")) == ("fine", "here")
+        assert Connection.status.__doc__ == "What the server says."
+        one.uninstall()
+        assert dict(vars(Connection)) == bare
+
+
+class TestDocumented:
+    """What an integration tells the documentation."""
+
+    @pytest.mark.parametrize("library", [name for name in LIBRARIES if name != "django"])
+    def test_tested_with_what_is_installed(self, library: str) -> None:
+        """A version that is installed here passes these tests: it or a later one is named."""
+
+        def number(version: str) -> list[int]:
+            return [int(part) for part in re.findall(r"\d+", version)]
+
+        found = integration(library)
+        assert found.tested == tuple(sorted(found.tested, key=number))
+        versions = []
+        for distribution in found.distributions:
+            with suppress(importlib.metadata.PackageNotFoundError):
+                versions.append(importlib.metadata.version(distribution))
+        if versions:
+            assert number(versions[0]) >= number(found.tested[-1])
+
+    @pytest.mark.parametrize("library", LIBRARIES)
+    def test_phrases(self, library: str) -> None:
+        """Each is a part of a sentence, with its reason."""
+        found = integration(library)
+        for what, why in {**found.exempt, **found.not_guarded}.items():
+            assert what
+            assert why
+            assert not f"{what}{why}".endswith(".")
 
 
 class TestUninstall:

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 
 def _connection(thing: Any) -> Any:
+    """None where it is asynchronous, and would answer `in_transaction` with a coroutine."""
+    connection = _owner(thing)
+    if (
+        isinstance(connection, sys.modules["apsw"].Connection)
+        and connection
+        and connection.is_async
+    ):
+        return None
+    return connection
+
+
+def _owner(thing: Any) -> Any:
     """A cursor tells its connection; blobs and backups don't, but the garbage collector knows it."""
     apsw = sys.modules["apsw"]
     if isinstance(thing, apsw.Cursor) and thing:
@@ -32,7 +44,7 @@ def _connection(thing: Any) -> Any:
 
 def _is_synchronous(thing: Any, *args: Any, **kwargs: Any) -> bool:
     """Whether it is open, and runs in the thread that calls it: bool() tells that it is open."""
-    return bool(thing) and not getattr(_connection(thing), "is_async", False)
+    return bool(thing) and _connection(thing) is not None
 
 
 def _opens(thing: Any, *args: Any, **kwargs: Any) -> bool:

@@ -69,8 +69,9 @@ def _is_duckdbs(frame: FrameType) -> bool:
 def _describe(frames: list[FrameType]) -> Told | None:
     """What the user called of a relation, where that is not what was guarded."""
     for frame in reversed(frames):
-        if _is_duckdbs(frame):
-            return Told(f"duckdb.{frame.f_code.co_qualname}() was called", None)
+        name = frame.f_code.co_qualname
+        if _is_duckdbs(frame) and "<locals>" not in name:  # a decorator's
+            return Told(f"duckdb.{name}() was called", None)
     return None
 
 

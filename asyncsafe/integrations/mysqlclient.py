@@ -122,4 +122,16 @@ integration: Integration = Integration(
     },
     connection=_connection,
     distributions=("mysqlclient",),
+    tested=("2.3.2",),
+    exempt={
+        "fetches from buffered cursors": "they have the whole result",
+        "`autocommit()` that changes nothing": "it sends nothing",
+    },
+    not_guarded={
+        "rows of `_mysql.connection.use_result()`": (
+            "the C result doesn't tell whether they are on the client"
+        ),
+        "one connection, two tasks": "mysqlclient doesn't tell whether a transaction is open",
+        "what the garbage collector closes": "in C, where it must not raise",
+    },
 )

@@ -118,4 +118,9 @@ integration: Integration = Integration(
     },
     connection=_connection,
     distributions=("pg8000",),
+    tested=("1.31.6",),
+    exempt={
+        "fetches": "a result is complete when `execute()` or `run()` returns",
+        "`rollback` outside of a transaction": "it sends nothing",
+    },
 )

@@ -301,6 +301,17 @@ integration: Integration = Integration(
     connection=_connection,
     describe=_describe,
     distributions=("psycopg",),
+    tested=("3.3.9",),
+    exempt={
+        "fetches from client-side cursors": "they have the whole result",
+        "`commit`, `rollback` outside of a transaction": "they send nothing",
+        "`AsyncConnection` and its like": "they don't block",
+        "psycopg_pool's threads": "they are none of the loop's",
+    },
+    not_guarded={
+        "`psycopg.pq`, `psycopg.waiting`": "they lie below what is guarded",
+        "what the garbage collector closes": "in C, where it must not raise",
+    },
 )
 
 #: The functions that have answered, with a guard of their own, for what they wait for.

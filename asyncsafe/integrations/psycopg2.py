@@ -250,4 +250,14 @@ integration: Integration = Integration(
     does_block=_waits_here,
     connection=lambda thing: getattr(thing, "connection", thing),
     distributions=("psycopg2", "psycopg2-binary"),
+    tested=("2.9.13",),
+    exempt={
+        "fetches from client-side cursors": "they have the whole result",
+        "`commit`, `rollback` outside of a transaction": "they send nothing",
+        "connections with `async_=1`, aiopg": "they don't block",
+        "everything under a wait callback (psycogreen)": "it waits without blocking",
+    },
+    not_guarded={
+        "what the garbage collector closes": "in C, where it must not raise",
+    },
 )

@@ -118,4 +118,10 @@ integration: Integration = Integration(
     replaced={"pymysql.cursors": {"SSCursor": {"__del__": __del__}}},
     connection=_connection,
     distributions=("PyMySQL",),
+    tested=("1.2.4",),
+    exempt={
+        "fetches from buffered cursors": "they have the whole result",
+        "`autocommit()` that changes nothing": "it sends nothing",
+        "aiomysql, asyncmy": "they have classes of their own, which don't block",
+    },
 )

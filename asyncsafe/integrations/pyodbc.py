@@ -97,7 +97,7 @@ integration: Integration = Integration(
     distributions=("pyodbc",),
     tested=("5.5.0",),
     exempt={
-        "`cursor()`, `timeout`, `setinputsizes()` and the like": "they do no I/O",
+        "`cursor()`, `setinputsizes()`, reading attributes": "they do no I/O",
         "`commit`, `rollback`, `with` under autocommit": "they have nothing to send",
         "aioodbc": "it calls pyodbc in threads",
     },

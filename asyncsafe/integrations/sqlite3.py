@@ -14,6 +14,7 @@ integration: Integration = Integration(
     # aiosqlite calls its connection in a thread; what it calls on the loop doesn't block.
     # coverage and IPython keep books of their own in sqlite, wherever they are called.
     trusted=("aiosqlite", "coverage", "IPython"),
+    tested=("3.11", "3.12", "3.13"),  # of Python
     exempt={
         **_sqlite.EXEMPT,
         "aiosqlite": "it calls sqlite3 in a thread",

@@ -295,4 +295,12 @@ integration: Integration = Integration(
     },
     connection=_connection,
     distributions=("mysql-connector-python",),
+    tested=("26.10.0",),
+    exempt={
+        "fetches from buffered cursors": "they have the whole result",
+        "`mysql.connector.aio`": "it doesn't block",
+    },
+    not_guarded={
+        "`_mysql_connector.MySQL`, used by hand": "it lies below what is guarded",
+    },
 )
