@@ -392,14 +392,15 @@ async def with_tortoise(at: Servers, engine: str) -> None:
     else:
         credentials = dict(at.mysql if engine == "mysql" else at.postgres)
     models = _tortoise_models()
+    # Named after the engine: Tortoise caches its SQL by the connection's name.
     config = {
         "connections": {
-            "default": {"engine": f"tortoise.backends.{engine}", "credentials": credentials}
+            engine: {"engine": f"tortoise.backends.{engine}", "credentials": credentials}
         },
-        "apps": {"models": {"models": [models.__name__], "default_connection": "default"}},
+        "apps": {"models": {"models": [models.__name__], "default_connection": engine}},
     }
     await tortoise.Tortoise.init(config=config)
-    connection = tortoise.connections.get("default")
+    connection = tortoise.connections.get(engine)
     await connection.execute_script("drop table if exists tortoise_note")
     await tortoise.Tortoise.generate_schemas()
     note = models.Note
@@ -412,8 +413,8 @@ async def with_tortoise(at: Servers, engine: str) -> None:
     await tortoise.Tortoise.close_connections()
 
 
+@functools.cache
 def _tortoise_models() -> Any:
-    """Anew for each engine, whose placeholders they keep."""
     from types import ModuleType
 
     import tortoise

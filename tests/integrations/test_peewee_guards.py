@@ -846,6 +846,19 @@ def test_a_database_can_be_exempt(shop: Shop, heard: list[Any]) -> None:
     assert heard == []
 
 
+def test_a_database_behind_a_proxy(sqlite_shop: Shop) -> None:
+    proxy = peewee.DatabaseProxy()
+    _, order, _ = models(proxy)
+    asyncsafe.install()
+    with pytest.raises(AttributeError, match="uninitialized Proxy"):
+        on_loop(lambda: order.get())
+    proxy.initialize(sqlite_shop.db)
+    assert refused(lambda: order.get()).subject == "Order.get() was called"
+    assert refused(partial(enter, proxy.atomic())).subject == "db.atomic() was entered"
+    asyncsafe.exempt(sqlite_shop.db)
+    assert on_loop(lambda: [o.total for o in order.select()]) == [10, 20]
+
+
 def test_its_connection_can_be_exempt(postgres_shop: Shop, heard: list[Any]) -> None:
     shop = postgres_shop
     asyncsafe.install()

@@ -217,12 +217,12 @@ IO = params(
     (
         "delete bulk",
         "Database.connect",
-        lambda s: partial(s.warm().Order.select().delete, bulk=True),
+        lambda s: partial(s.Order.select().delete, bulk=True),
     ),
     (
         "for update",
         "Database.connect",
-        lambda s: partial(list, s.warm().Order.select().for_update()),
+        lambda s: partial(list, s.Order.select().for_update()),
     ),
     ("[]", EXECUTE, lambda s: (lambda w: lambda: w.Order[w.ids[1]])(s.warm())),
     ("get", EXECUTE, lambda s: partial(s.warm().Order.get, total=20)),
@@ -437,6 +437,18 @@ class TestSessions:
         with orm.db_session:
             assert shop.Tag.select().count() == 1
 
+    def test_one_that_commits_after_any_error(self, shop: Shop) -> None:
+        """Ours is none of those that it means."""
+
+        def work() -> None:
+            with orm.db_session(allowed_exceptions=[Exception]):
+                shop.Tag(name="x")
+
+        asyncsafe.install()
+        assert refused(work).operation == "pony.orm.db_session.__exit__"
+        assert shop.ask("select name from tag") == [("urgent",)]
+        assert (local.db_context_counter, local.db_session, local.db2cache) == (0, None, {})
+
     def test_its_message(self, sqlite_shop: Shop) -> None:
         asyncsafe.install()
 
@@ -516,6 +528,27 @@ class TestSessions:
             asyncio.run(main())
         assert caught.value.violation.operation == "pony.orm.commit"
         assert shop.ask("select name from tag") == [("urgent",)]
+        assert (local.db_context_counter, local.db_session, local.db2cache) == (0, None, {})
+
+    def test_a_coroutine_that_was_let_read(self, postgres_shop: Shop) -> None:
+        """Its end gives the connection back, by clean-up on the way of StopIteration."""
+
+        @orm.db_session
+        async def coroutine() -> None:
+            with asyncsafe.allow("its query"):
+                postgres_shop.Tag.select().count()
+
+        async def main() -> None:
+            await coroutine()
+
+        connection = postgres_shop.db.provider.pool.con
+        asyncsafe.install()
+        asyncio.run(main())
+        assert {site.violation.operation: site.outcomes for site in asyncsafe.violations} == {
+            "pony.Database.execute": {"allowed": 1},
+            "pony.Database.release": {"allowed": 1},
+        }
+        assert postgres_shop.db.provider.pool.con is connection is not None
         assert (local.db_context_counter, local.db_session, local.db2cache) == (0, None, {})
 
     def test_in_threads(self, shop: Shop, heard: list[Any]) -> None:

@@ -30,12 +30,15 @@ _READS_ROWS = frozenset({"sqlite3", "pysqlite3.dbapi2", "sqlcipher3.dbapi2", "ap
 
 def _database(thing: Any) -> Any:
     """Of a database, a query, a transaction, a context, the rows of a model: the database, or None."""
-    if isinstance(thing, sys.modules["peewee"].Database):
+    peewee = sys.modules["peewee"]
+    if isinstance(thing, peewee.Database):
         return thing
     if hasattr(thing, "row_cache"):
         model = getattr(thing, "model", None)
-        return None if model is None else model._meta.database
-    return getattr(thing, "db", None) or getattr(thing, "_database", None)
+        database = None if model is None else model._meta.database
+    else:
+        database = getattr(thing, "db", None) or getattr(thing, "_database", None)
+    return database.obj if isinstance(database, peewee.Proxy) else database
 
 
 def _waits_here(thing: Any = None, *args: Any, **kwargs: Any) -> bool:
@@ -138,7 +141,7 @@ def _is_queued(database: Any) -> bool:
 
 def _waits_for_writer(query: Any, database: Any = None, *args: Any, **kwargs: Any) -> bool:
     """A query that writes asks for its outcome, once it is queued. Others pass `execute_sql`."""
-    database = query._database if database is None else database
+    database = _database(query) if database is None else database
     if not isinstance(query, sys.modules["peewee"]._WriteQuery) or not _is_queued(database):
         return False
     return _waits_here(database)
