@@ -18,6 +18,7 @@ from . import __version__, policy
 from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
 from .installation import LIBRARIES, integration
+from .progress import Progress
 from .reports import text
 from .reports.formats import FORMATS, format_of, require, write
 from .reports.reading import read_recordings, read_reports
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a program, guarded, and report what blocks its event loop",
-        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] TARGET [ARGUMENTS ...]",
+        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] [--progress] TARGET [ARGUMENTS ...]",
         description="TARGET is a script, `-m MODULE`, or an installed command. It runs in this "
         "process, and keeps its own exit status; the report goes to standard error.",
     )
@@ -88,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         "--fail",
         action="store_true",
         help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    run.add_argument(
+        "--progress",
+        action="store_true",
+        help="tell on the last line of the terminal what was found so far",
     )
     report = commands.add_parser(
         "report",
@@ -158,6 +164,8 @@ class _Session:
         self._outer = _outer_directory()
         self._directory = tempfile.mkdtemp(prefix="asyncsafe-", dir=self._outer)
         self._tells = self._outer is None or self._fail or bool(self._report_path)
+        self._shows_progress: bool = options.progress and self._outer is None
+        self._progress: Progress | None = None
         self._ended = False
 
     def begin(self) -> None:
@@ -181,6 +189,8 @@ class _Session:
                 if hasattr(os, "register_at_fork"):
                     leave = functools.partial(self._leave_signal, number)
                     os.register_at_fork(after_in_child=leave)
+        if self._shows_progress:
+            self._progress = Progress(self._directory)
 
     def run(self) -> int:
         """Run the target. Returns what to exit with, as far as it is known when it has returned."""
@@ -226,6 +236,8 @@ class _Session:
         if self._ended or os.getpid() != self._pid:
             return None
         self._ended = True
+        if self._progress is not None:
+            self._progress.end()
         report = self._read()
         try:
             if self._report_path:

@@ -178,6 +178,7 @@ LAYERS = [
     "reports",
     "following",
     "running",
+    "progress",
     "cli",
     "__main__",
     "bootstrap",
