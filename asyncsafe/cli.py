@@ -18,6 +18,7 @@ from . import __version__, baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
 from .installation import LIBRARIES, integration, offered
+from .progress import Progress
 from .reports import baseline as baseline_report
 from .reports import text
 from .reports.formats import FORMATS, format_of, require, write
@@ -74,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run a program, guarded, and report what blocks its event loop",
-        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] [--baseline FILE] "
-        "[--update-baseline] [--prune-baseline] TARGET [ARGUMENTS ...]",
+        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] [--progress] "
+        "[--baseline FILE] [--update-baseline] [--prune-baseline] TARGET [ARGUMENTS ...]",
         description="TARGET is a script, `-m MODULE`, or an installed command. It runs in this "
         "process, and keeps its own exit status; the report goes to standard error.",
     )
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
         "--fail",
         action="store_true",
         help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    run.add_argument(
+        "--progress",
+        action="store_true",
+        help="tell on the last line of the terminal what was found so far",
     )
     run.add_argument(
         "--baseline",
@@ -200,6 +206,8 @@ class _Session:
         self._tells = self._outer is None or bool(
             self._fail or self._report_path or self._update or self._prune
         )
+        self._shows_progress: bool = options.progress and self._outer is None
+        self._progress: Progress | None = None
         self._ended = False
 
     def begin(self) -> None:
@@ -223,6 +231,8 @@ class _Session:
                 if hasattr(os, "register_at_fork"):
                     leave = functools.partial(self._leave_signal, number)
                     os.register_at_fork(after_in_child=leave)
+        if self._shows_progress:
+            self._progress = Progress(self._directory)
 
     def run(self) -> int:
         """Run the target. Returns what to exit with, as far as it is known when it has returned."""
@@ -268,6 +278,8 @@ class _Session:
         if self._ended or os.getpid() != self._pid:
             return None
         self._ended = True
+        if self._progress is not None:
+            self._progress.end()
         report = self._read()
         written = True
         try:

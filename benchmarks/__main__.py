@@ -15,6 +15,8 @@ GROUPS = (
     "django",
     "imports",
     "on_the_loop",
+    "million",
+    "page",
     "postgres",
     "sqlalchemy",
     "sharing",

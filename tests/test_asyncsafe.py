@@ -181,6 +181,7 @@ LAYERS = [
     "reports",
     "following",
     "running",
+    "progress",
     "cli",
     "ipython",
     "pytest_session",

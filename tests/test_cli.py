@@ -698,3 +698,192 @@ def test_the_example_ends_by_itself_and_shows_its_mistakes() -> None:
     assert "300 requests." in done.stdout
     assert "await asyncsafe.database_sync_to_async(render_page)(...)" in done.stderr
     assert "app.py:45 async pay_order()" in done.stderr
+
+
+# report -----------------------------------------------------------------------------------------
+
+
+def asyncsafe_report(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("report", *arguments),
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture
+def recorded(project: Path) -> Path:
+    """A project with the report of a run."""
+    report_of(project, "script.py")
+    return project
+
+
+def test_reports_of_several_runs_are_merged(recorded: Path) -> None:
+    asyncsafe_run(recorded, "--report", "second.json", "script.py")
+
+    done = asyncsafe_report(recorded, "report.json", "second.json")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "14 synchronous calls on the event loop, at 3 call sites" in done.stdout
+    merged = asyncsafe_report(
+        recorded, "report.json", "second.json", "--format", "json", "--output", "report.json"
+    )
+    assert merged.returncode == 0
+    assert calls(read_report(recorded))["sqlite3.Connection.execute"] == 6
+    assert read_report(recorded)["command"] == ["script.py"]
+
+
+def test_the_recordings_of_a_run_that_was_killed_are_read(project: Path) -> None:
+    """Nobody was left to write the report: the folder in TMPDIR has all of it."""
+    (project / "tmp").mkdir()
+    (project / "script.py").write_text(
+        "from blocking import *\nimport os\nasyncio.run(main(50))\nos.kill(os.getpid(), 9)\n"
+    )
+    asyncsafe_run(project, "script.py", env={"TMPDIR": str(project / "tmp")})
+    (directory,) = (project / "tmp").iterdir()
+
+    done = asyncsafe_report(project, str(directory), "--format", "json")
+
+    assert calls(json.loads(done.stdout))["sqlite3.Connection.execute"] == 50
+
+
+FORMATS = {
+    "report.txt": "asyncsafe: 7 synchronous calls",
+    "report.json": '{\n  "format": 1,',
+    "report.sarif": '{\n  "$schema": "https://docs.oasis-open.org/sarif/',
+    "report.sarif.json": '{\n  "$schema": "https://docs.oasis-open.org/sarif/',
+    "report.html": "<!doctype html>",
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_ending_tells_the_format(recorded: Path, name: str) -> None:
+    asyncsafe_report(recorded, "report.json", "--output", f"merged-{name}")
+    asyncsafe_run(recorded, "--report", name, "script.py")
+
+    for path in (recorded / f"merged-{name}", recorded / name):
+        assert path.read_text(encoding="utf-8").startswith(FORMATS[name])
+
+
+def test_run_writes_json_whatever_else_the_ending_is(project: Path) -> None:
+    asyncsafe_run(project, "--report", "report", "script.py")
+    assert json.loads((project / "report").read_text())["format"] == 1
+
+
+def test_annotations_are_relative_to_the_root(recorded: Path) -> None:
+    here = asyncsafe_report(recorded, "report.json", "--format", "github").stdout
+    above = asyncsafe_report(
+        recorded, "report.json", "--format", "github", "--root", str(recorded.parent)
+    ).stdout
+
+    assert "::warning file=blocking.py,line=5," in here
+    assert f"::warning file={recorded.name}/blocking.py,line=5," in above
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["missing.json"], "No such file or directory"),
+        (["script.py"], "script.py is no report of asyncsafe's"),
+        (["report.json", "--output", "no/where.txt"], "there is no such directory"),
+        (["report.json", "--output", "report.pdf"], "name the format too, by --format"),
+        (["report.json", "--format", "pdf"], "invalid choice: 'pdf'"),
+        ([], "the following arguments are required: FILE"),
+    ],
+)
+def test_what_cannot_be_reported_is_told_and_exits_with_2(
+    recorded: Path, arguments: list[str], told: str
+) -> None:
+    done = asyncsafe_report(recorded, *arguments)
+
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+WITHOUT_JINJA2 = (
+    "import sys; sys.modules['jinja2'] = None; sys.argv[0] = 'asyncsafe';"
+    "from asyncsafe.cli import main; sys.exit(main())"
+)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "report.json", "--format", "html"],
+        ["run", "--report", "report.html", "script.py"],
+    ],
+)
+def test_html_without_its_extra_names_it_before_anything_runs(
+    recorded: Path, arguments: list[str]
+) -> None:
+    (recorded / "script.py").write_text("print('it runs')")
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JINJA2, *arguments],
+        cwd=recorded,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'asyncsafe[cli]'" in done.stderr
+
+
+def test_a_report_that_cannot_be_written_whole_is_not_written(recorded: Path) -> None:
+    before = (recorded / "report.json").read_bytes()
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000));"
+    limit += "from asyncsafe.cli import main; sys.exit(main())"
+    arguments = ["report", "report.json", "--output", "report.json"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *arguments],
+        cwd=recorded,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "File too large" in done.stderr
+    assert (recorded / "report.json").read_bytes() == before
+    assert [path.name for path in recorded.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_was_recorded_is_kept_where_the_report_cannot_be_written(project: Path) -> None:
+    (project / "out").mkdir()
+    (project / "script.py").write_text(
+        "from blocking import *\nimport shutil\nasyncio.run(main())\nshutil.rmtree('out')\n"
+    )
+
+    done = asyncsafe_run(project, "--report", "out/report.json", "script.py")
+
+    assert "the report was not written" in done.stderr
+    directory = done.stderr.partition("asyncsafe report ")[2].split()[0]
+    again = asyncsafe_report(project, directory)
+    assert "7 synchronous calls" in again.stdout
+
+
+def test_a_report_may_go_into_a_pipe_that_nobody_reads_to_its_end(recorded: Path) -> None:
+    shell = f"{sys.executable} -m asyncsafe report report.json --format json | head -n 1"
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=recorded, capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_a_terminal_without_unicode_is_told_all_the_same(recorded: Path) -> None:
+    done = subprocess.run(
+        command("report", "report.json"),
+        cwd=recorded,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "7 synchronous calls" in done.stdout

@@ -608,7 +608,7 @@ def take(seconds: float) -> None:
         pass
 
 
-def test_a_call_site_has_the_distribution_of_its_times() -> None:
+def test_a_call_site_has_the_distribution_of_its_times(heard: list[asyncsafe.Violation]) -> None:
     configure(mode="record")
 
     def calls() -> None:
@@ -617,12 +617,12 @@ def test_a_call_site_has_the_distribution_of_its_times() -> None:
 
     on_loop(calls)
     (site,) = violations
+    took = sorted(violation.seconds for violation in heard)  # type: ignore[type-var]
     assert len(site.durations) == 20
-    assert site.p50 is not None
-    assert site.p95 is not None
-    assert 0.0001 * 0.97 < site.p50 < 0.005 * 0.97 < site.p95 < 0.02
-    assert site.p99 == pytest.approx(site.worst, rel=0.022)
-    assert site.p99 <= site.worst
+    assert site.p50 == pytest.approx(took[9], rel=0.022)
+    assert site.p95 == pytest.approx(took[18], rel=0.022)
+    assert site.p99 == pytest.approx(took[19], rel=0.022)
+    assert site.p99 <= site.worst == took[19]  # type: ignore[operator]
 
 
 def test_refused_calls_have_no_times() -> None:
@@ -632,17 +632,19 @@ def test_refused_calls_have_no_times() -> None:
     assert violations.stalls == []
 
 
-def test_who_waited_for_a_long_call_is_counted() -> None:
+def test_who_waited_for_a_long_call_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     configure(mode="record")
 
     async def other() -> None: ...
 
     async def main() -> None:
-        take(0.00001)
         tasks = [asyncio.create_task(other()) for _ in range(3)]
-        await_none = [take(0.002) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder, "LONG", 3600.0)
+            take(0.001)
+        for _ in range(2):
+            take(0.001)
         await asyncio.gather(*tasks)
-        assert await_none
 
     before = time.time()
     asyncio.run(main())
@@ -652,12 +654,14 @@ def test_who_waited_for_a_long_call_is_counted() -> None:
     stalls = violations.stalls
     assert [stall.site for stall in stalls] == [short, long, long]
     assert [stall.waiting for stall in stalls] == [None, 3, 3]
-    assert [stall.seconds >= 0.002 for stall in stalls] == [False, True, True]
+    assert min(stall.seconds for stall in stalls) >= 0.001
     assert before <= stalls[0].start <= stalls[1].start <= stalls[2].start <= time.time()
     assert "3 waiting" in repr(stalls[1])
 
 
-def test_the_longest_stalls_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_stalls_are_kept(
+    monkeypatch: pytest.MonkeyPatch, heard: list[asyncsafe.Violation]
+) -> None:
     monkeypatch.setattr(recorder, "STALL_LIMIT", 5)
     configure(mode="record")
 
@@ -666,8 +670,8 @@ def test_the_longest_stalls_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
             take(milliseconds / 1000)
 
     on_loop(calls)
-    assert len(violations.stalls) == 5
-    assert min(stall.seconds for stall in violations.stalls) >= 0.003
+    longest = sorted(violation.seconds for violation in heard)[-5:]  # type: ignore[type-var]
+    assert sorted(stall.seconds for stall in violations.stalls) == longest
     violations.clear()
     assert violations.stalls == []
 

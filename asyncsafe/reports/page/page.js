@@ -66,9 +66,13 @@ function search() {
   later = setTimeout(showCharts, 150);
 }
 
+/** In two tasks of their own, so that what was typed meanwhile comes between. */
 function showCharts() {
-  showFlame();
-  showStalls();
+  clearTimeout(later);
+  later = setTimeout(() => {
+    showFlame();
+    later = setTimeout(showStalls);
+  });
 }
 
 // The table --------------------------------------------------------------------------------------
@@ -295,11 +299,23 @@ function tree() {
   return root;
 }
 
+/** Put together what is far narrower than a pixel: of ten thousand call sites, most are. */
+function gather(node, least) {
+  const narrow = node.children.filter((child) => child.value < least);
+  node.children = node.children.filter((child) => child.value >= least);
+  for (const child of node.children) gather(child, least);
+  if (!narrow.length) return;
+  const sum = (name) => narrow.reduce((total, child) => total + child[name], 0);
+  const name = narrow.length === 1 ? narrow[0].name : `${count(narrow.length)} more`;
+  node.children.push({ name, told: name, kind: "root", value: sum("value"), calls: sum("calls"), children: [] });
+}
+
 const KINDS = { root: "--line", async: "--async", sync: "--sync", call: "--call" };
 
 function showFlame() {
   const box = $("flame");
   const root = tree();
+  gather(root, root.value / box.clientWidth / 5);
   box.replaceChildren();
   $("reset").hidden = true;
   $("flame-details").textContent = root.value ? "\u00a0" : "No call here took any time.";
@@ -527,7 +543,8 @@ addEventListener("beforeprint", () => {
   shown = 0;
   setTheme(true);
   showTable();
-  showCharts();
+  showFlame();
+  showStalls();
 });
 addEventListener("afterprint", () => {
   rows = PAGE;

@@ -1,0 +1,191 @@
+"""The recording of a process: what it says whenever the process ends, and whatever goes wrong with its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from asyncsafe.reports import json as json_report
+from asyncsafe.reports.reading import read_recordings, read_reports
+
+from .making import SCHEMA
+
+PROGRAM = """
+import asyncio, os, sys, time
+import asyncsafe
+from asyncsafe import violations
+from asyncsafe.reports.recording import record_into
+
+asyncsafe.configure(mode="record")
+record_into(sys.argv[1])
+
+@asyncsafe.async_unsafe
+def take(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+async def other():
+    pass
+
+async def work():
+    tasks = [asyncio.create_task(other()) for _ in range(4)]
+    for _ in range(20):
+        take(0.0001)
+    take(0.005)
+    for task in tasks:
+        await task
+
+def told():
+    return [
+        {
+            "calls": site.calls,
+            "seconds": round(site.seconds, 9),
+            "worst": round(site.worst, 9),
+            "p50": round(site.p50, 9),
+            "p99": round(site.p99, 9),
+            "waiting": [site.waiting_calls, site.waiting_total, site.waiting_most],
+            "stalls": sum(stall.site is site for stall in violations.stalls),
+        }
+        for site in violations
+    ]
+"""
+
+
+def record(directory: Path, end: str) -> tuple[dict[str, Any], str, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + end, str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    report = read_recordings(str(directory))
+    run = {"command": None, "mode": None, "exit_status": None}
+    written = json.loads(json_report.render({**run, **report}))
+    jsonschema.validate(written, SCHEMA)
+    return report, done.stdout + done.stderr, done.returncode
+
+
+KILLED = """
+asyncio.run(work())
+import json
+print(json.dumps(told()), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_nothing_is_lost_of_a_process_that_is_killed(tmp_path: Path) -> None:
+    report, told, status = record(tmp_path, KILLED)
+
+    assert status == -signal.SIGKILL
+    in_memory = json.loads(told)
+    sites = sorted(report["sites"], key=lambda site: -site["calls"])
+    in_file = [
+        {
+            **{name: site[name] for name in ("calls", "seconds", "worst", "p50", "p99")},
+            "waiting": list(site["waiting"].values()),
+            "stalls": sum(report["sites"][stall["site"]] is site for stall in report["stalls"]),
+        }
+        for site in sites
+    ]
+    assert in_file == sorted(in_memory, key=lambda site: -site["calls"])
+    assert [site["calls"] for site in in_file] == [20, 1]
+    assert in_file[1]["waiting"] == [1, 4, 4]
+
+
+def test_a_recording_is_read_while_it_is_written(tmp_path: Path) -> None:
+    """A process that is killed in the middle of its last line loses that line."""
+    record(tmp_path, KILLED)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    lines = whole.split(b"\n")
+
+    for cut in range(len(whole) - len(lines[-2]), len(whole)):
+        path.write_bytes(whole[:cut])
+        assert sum(site["calls"] for site in read_reports([path])["sites"]) == 21
+
+
+def test_the_file_stays_as_large_as_there_are_sites_and_buckets(tmp_path: Path) -> None:
+    record(tmp_path, "asyncio.run(work())\n" * 3)
+    (path,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert sum("fix" in line for line in lines) == 2
+    assert sum("bucket" in line for line in lines) == sum(
+        len(site["durations"]) for site in read_reports([path])["sites"]
+    )
+
+
+REPLACED = """
+from asyncsafe import recorder
+recorder.STALL_LIMIT = 5
+
+async def longer_and_longer():
+    for number in range(12):
+        take(number / 1000)
+
+asyncio.run(longer_and_longer())
+print([round(stall.seconds, 9) for stall in violations.stalls])
+"""
+
+
+def test_a_longer_stall_takes_the_place_of_the_shortest(tmp_path: Path) -> None:
+    report, told, status = record(tmp_path, REPLACED)
+
+    assert status == 0
+    assert [stall["seconds"] for stall in report["stalls"]] == json.loads(told)
+    (path,) = tmp_path.iterdir()
+    assert path.read_bytes().count(b'{"stall":') == 5
+
+
+FULL = """
+import errno
+from asyncsafe.reports import recording
+
+room = {room}
+write_at = recording._write_at
+
+def with_little_room(file, text, position):
+    part = text[: max(0, room - position)]
+    if not part:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    return write_at(file, part, position)
+
+recording._write_at = with_little_room
+asyncio.run(work())
+room = 1_000_000
+asyncio.run(work())
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("room", [0, 50, 150, 400, 900, 1300, 2500])
+def test_a_full_disk_stops_nothing_and_leaves_a_file_that_can_be_read(
+    room: int, tmp_path: Path
+) -> None:
+    """A write may succeed in part: what it left is overwritten by what comes next."""
+    report, told, status = record(tmp_path, FULL.replace("{room}", str(room)))
+
+    assert (told, status) == ("went on\n", 0)
+    # All is there of the sites that were first met when there was room again.
+    assert sum(site["calls"] for site in report["sites"]) >= 21
+    assert len(report["stalls"]) <= 42
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork() here")
+def test_a_forked_child_has_a_file_of_its_own(tmp_path: Path) -> None:
+    end = "asyncio.run(work())\nif os.fork() == 0:\n    asyncio.run(work())\n    os._exit(0)\nos.wait()\n"
+    report, told, _ = record(tmp_path, end)
+
+    assert told == ""
+    assert len(report["processes"]) == 2
+    assert sum(site["calls"] for site in report["sites"]) == 42
+    assert len(report["stalls"]) == 42
