@@ -11,16 +11,27 @@ from pathlib import Path
 from .suites import NotRun, both
 
 RECIPES = (
+    "aiomysql",
+    "aioodbc",
     "aiosqlite",
     "apsw",
+    "asyncpg",
     "cpython_sqlite3",
     "databases",
+    "datasette",
     "django",
     "mysqlclient",
+    "pg8000",
     "pony",
     "psycopg2",
+    "pymysql",
+    "pyodbc",
     "sqlalchemy",
+    "sqlalchemy_mysql",
+    "sqlalchemy_postgres",
+    "sqlite_utils",
     "sqlmodel",
+    "tortoise",
 )
 
 
