@@ -31,7 +31,6 @@ RECIPES = (
     "sqlalchemy_postgres",
     "sqlite_utils",
     "sqlmodel",
-    "tortoise",
 )
 
 

@@ -14,12 +14,17 @@ from .postgres import libpq_environment, needed_postgres
 from .sources import fetch
 from .suites import Suite
 
+WRITES = "fails by itself now and then: whether the server has told its failure before all is sent"
+UNSTEADY = {
+    "tests/test_execute.py::TestExecuteMany::test_executemany_server_failure_during_writes": WRITES
+}
+
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
     version = installed("asyncpg")
     sources = fetch("asyncpg", version, directory, without="asyncpg")
-    python = environment(["asyncpg", "pytest", "uvloop"], directory)
+    python = environment(["asyncpg", "distro", "pytest", "uvloop"], directory)
     with needed_postgres() as dsn:
         yield [
             Suite(
@@ -31,5 +36,6 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
                 python=python,
                 directory=sources,
                 environment=lambda: libpq_environment(dsn),
+                unsteady=UNSTEADY,
             )
         ]

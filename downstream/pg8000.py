@@ -13,6 +13,12 @@ from .suites import Suite
 
 TESTS = ["pytest", "pytest-benchmark", "pytest-mock", "pytz", "docutils"]
 
+RESETS = "fails by itself now and then: whether a write or a read finds the connection gone"
+UNSTEADY = {
+    f"test/{api}/test_connection.py::test_broken_pipe_read": RESETS
+    for api in ("dbapi", "legacy", "native")
+}
+
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
@@ -30,5 +36,6 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
                 python=python,
                 directory=sources,
                 environment=lambda: libpq_environment(dsn),
+                unsteady=UNSTEADY,
             )
         ]

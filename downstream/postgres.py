@@ -117,9 +117,8 @@ def url(dsn: str, scheme: str, database: str) -> str:
 
 
 def libpq_environment(dsn: str) -> dict[str, str]:
-    """libpq's variables, which others read as well; and a new database."""
-    given = {f"PG{key.upper()}": value for key, value in parts(dsn).items()}
-    return {**given, "PGDATABASE": fresh(dsn)}
+    """libpq's variables, which others read as well."""
+    return {f"PG{key.upper()}": value for key, value in parts(dsn).items()}
 
 
 def odbc(dsn: str) -> str:
