@@ -2,6 +2,8 @@
 
 Every public name is imported when it is first used, so that ``import asyncsafe`` costs next to
 nothing: neither asyncio nor asgiref nor any driver comes with it.
+
+PYTEST_DONT_REWRITE: it may be imported before pytest loads its plugins (`asyncsafe run pytest`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .loops import running_loop as running_loop
     from .policy import configure as configure
     from .recorder import CallSite as CallSite
+    from .recorder import Stall as Stall
     from .recorder import violations as violations
     from .scopes import allow as allow
     from .scopes import exempt as exempt
@@ -54,6 +57,7 @@ _HOMES = {
     "Local": "connections",
     "ManagedConnection": "connections",
     "Operation": "installation",
+    "Stall": "recorder",
     "SynchronousOnlyOperation": "exceptions",
     "Told": "violation",
     "Violation": "violation",
@@ -71,6 +75,8 @@ _HOMES = {
     "use_local": "thread_locals",
     "violations": "recorder",
 }
+#: What IPython's %load_ext and %unload_ext call, and nobody else.
+_HOOKS = {"load_ipython_extension": "ipython", "unload_ipython_extension": "ipython"}
 
 __all__ = [
     "Alias",
@@ -86,6 +92,7 @@ __all__ = [
     "Local",
     "ManagedConnection",
     "Operation",
+    "Stall",
     "SynchronousOnlyOperation",
     "Told",
     "Violation",
@@ -107,7 +114,7 @@ __all__ = [
 if not TYPE_CHECKING:  # which would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        home = _HOMES.get(name)
+        home = _HOMES.get(name) or _HOOKS.get(name)
         if home is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = __import__(f"{__name__}.{home}", fromlist=[name])

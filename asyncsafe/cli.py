@@ -1,4 +1,4 @@
-"""asyncsafe run | info: guard a program that nobody has changed, and tell what it does."""
+"""asyncsafe run | report | info: guard a program that nobody has changed, and tell what it does."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from . import __version__, policy
-from .exceptions import AsyncsafeError
+from . import __version__, baseline, policy
+from .exceptions import AsyncsafeError, ConfigurationError
 from .following import follow
-from .installation import LIBRARIES, integration
-from .reports import json, text
-from .reports.recording import DIRECTORY_VARIABLE, read_recordings
+from .installation import LIBRARIES, integration, offered
+from .reports import baseline as baseline_report
+from .reports import text
+from .reports.formats import FORMATS, format_of, require, write
+from .reports.reading import read_recordings, read_reports
+from .reports.recording import DIRECTORY_VARIABLE
 from .running import NotATarget, Target, find_target
 
 TYPE_CHECKING = False
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 #: With --fail: the exit status of a target that ended well, but not without violations.
 VIOLATIONS = 3
+
+#: Our options that take a value.
+_WITH_VALUE = {"--baseline", "--mode", "--report"}
 
 #: Those by which a program is asked to end, where it has no handler of its own.
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -44,7 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     if command != "run":
         options = parser.parse_args(arguments or ["--help"])
-        return _info() if options.command == "info" else 0
+        try:
+            return _report(options) if options.command == "report" else _info()
+        except (AsyncsafeError, OSError) as error:
+            parser.exit(2, f"asyncsafe: error: {error}\n")
     own, target = _split(rest)
     options = parser.parse_args(["run", *own])
     if not target:
@@ -61,24 +70,65 @@ def _parser() -> argparse.ArgumentParser:
         prog="asyncsafe", description="Keep synchronous database connections off the event loop."
     )
     parser.add_argument("--version", action="version", version=f"asyncsafe {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run | info")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run | report | info")
     run = commands.add_parser(
         "run",
         help="run a program, guarded, and report what blocks its event loop",
-        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] TARGET [ARGUMENTS ...]",
+        usage="asyncsafe run [--mode MODE] [--report FILE] [--fail] [--baseline FILE] "
+        "[--update-baseline] [--prune-baseline] TARGET [ARGUMENTS ...]",
         description="TARGET is a script, `-m MODULE`, or an installed command. It runs in this "
         "process, and keeps its own exit status; the report goes to standard error.",
     )
     run.add_argument(
         "--mode",
         choices=policy.MODES,
-        help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else record)",
+        help=f"what becomes of a violation (default: {policy.MODE_VARIABLE}, else raise with "
+        "--baseline, else record)",
     )
-    run.add_argument("--report", metavar="FILE", help="write the report as JSON, too")
+    run.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write the report into a file, too: .sarif, .html or .txt, else JSON",
+    )
     run.add_argument(
         "--fail",
         action="store_true",
         help=f"exit with {VIOLATIONS} after violations, if the target itself ended well",
+    )
+    run.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="let the call sites through that FILE lists, so that only new ones are violations "
+        f"(default: {baseline.VARIABLE}, else baseline in pyproject.toml)",
+    )
+    run.add_argument(
+        "--update-baseline",
+        action="store_true",
+        help="add the new call sites to it, and refuse nothing unless --mode says so",
+    )
+    run.add_argument(
+        "--prune-baseline",
+        action="store_true",
+        help="take those out of it that this run didn't see, if the target ended well",
+    )
+    report = commands.add_parser(
+        "report",
+        help="merge reports, and write them for people and tools",
+        description="FILE is a report that `asyncsafe run --report FILE.json` has written, or a "
+        "recording of one of its processes; a directory is that of recordings.",
+    )
+    report.add_argument("files", nargs="+", metavar="FILE")
+    report.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: what the output's name ends in, else text",
+    )
+    report.add_argument("--output", metavar="FILE", help="default: standard output")
+    report.add_argument(
+        "--root",
+        metavar="DIR",
+        default=".",
+        help="the folder that SARIF's and GitHub's paths are relative to (default: this one)",
     )
     commands.add_parser("info", help="tell what can be guarded here, and the mode")
     return parser
@@ -92,7 +142,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
             break
         if arguments[position] == "--":
             return arguments[:position], arguments[position + 1 :]
-        position += 2 if arguments[position] in {"--mode", "--report"} else 1
+        position += 2 if arguments[position] in _WITH_VALUE else 1
     return arguments[:position], arguments[position:]
 
 
@@ -102,14 +152,31 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], int]:
     """Everything up to the target's own first line. What goes wrong until then is ours to tell."""
     target = find_target(arguments)
-    if options.report and not Path(options.report).resolve().parent.is_dir():
-        raise NotADirectoryError(f"--report {options.report}: there is no such directory")
-    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or "record"
+    if options.report:
+        _check_output("--report", options.report)
+        require(format_of(options.report) or "json")
+    _prepare_baseline(options)
+    default = "raise" if options.baseline and not options.update_baseline else "record"
+    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or default
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
+    policy.current_startup()
     session = _Session(target, mode, options)
     session.begin()
     return session.run
+
+
+def _prepare_baseline(options: argparse.Namespace) -> None:
+    """Have this process and its children go by the baseline, if there is one."""
+    path = os.path.abspath(options.baseline) if options.baseline else baseline.find_path()
+    if path is None:
+        if options.update_baseline or options.prune_baseline:
+            raise ConfigurationError("which baseline? Name it with --baseline FILE")
+        return
+    if options.update_baseline:
+        baseline.create(path)
+    os.environ[baseline.VARIABLE] = path
+    baseline.active()
 
 
 class _Session:
@@ -119,15 +186,20 @@ class _Session:
         self._target = target
         self._mode = mode
         self._fail: bool = options.fail
+        self._update: bool = options.update_baseline
+        self._prune: bool = options.prune_baseline
         # The target may change the working directory.
         self._report_path = options.report and Path(options.report).resolve()
+        self._root = os.getcwd()
         self._status: int | None = 0
         self._pid = os.getpid()
         # Below another `asyncsafe run`, which merges what is recorded here: `flask run --reload`
         # starts its own command line again.
         self._outer = _outer_directory()
         self._directory = tempfile.mkdtemp(prefix="asyncsafe-", dir=self._outer)
-        self._tells = self._outer is None or self._fail or bool(self._report_path)
+        self._tells = self._outer is None or bool(
+            self._fail or self._report_path or self._update or self._prune
+        )
         self._ended = False
 
     def begin(self) -> None:
@@ -197,15 +269,33 @@ class _Session:
             return None
         self._ended = True
         report = self._read()
+        written = True
         try:
             if self._report_path:
-                self._report_path.write_text(json.render(report), encoding="utf-8")
-        except OSError as error:
-            self._tell(f"asyncsafe: the report was not written: {error}\n")
+                name = format_of(str(self._report_path)) or "json"
+                write(self._report_path, FORMATS[name](report, self._root))
+        except (AsyncsafeError, OSError) as error:
+            self._tell(
+                f"asyncsafe: the report was not written: {error}\n"
+                f"           What was recorded is kept: asyncsafe report {self._directory}\n"
+            )
+            written = False
         if self._tells:
-            self._tell("\n" + text.render(report))
-        self._remove()
+            self._tell("\n" + text.render(report) + self._end_baseline(report))
+        if written:
+            self._remove()
         return report
+
+    def _end_baseline(self, report: dict[str, Any]) -> str:
+        """Bring the baseline up to date, if that was asked for. Returns what to tell of it."""
+        known = baseline.active()
+        if known is None:
+            return ""
+        known.read_kept(self._directory)
+        why_not = f"the program ended with {self._status}" if self._status else None
+        return "\n" + baseline_report.finish(
+            known, report, update=self._update, prune=self._prune, why_not=why_not
+        )
 
     def _tell(self, what: str) -> None:
         with suppress(AttributeError, OSError, ValueError):  # standard error is closed, or None
@@ -232,8 +322,16 @@ def _outer_directory() -> str | None:
 
 
 def _violations(report: dict[str, Any]) -> bool:
-    """Whether anything was recorded that nobody allowed."""
-    return any(site["calls"] > site["outcomes"]["allowed"] for site in report["sites"])
+    """Whether anything was recorded that nobody allowed.
+
+    Calls that were let through during start-up count where the setting makes no exception for them.
+    """
+    let_through = ["allowed"] if policy.current_startup()[0] == "raise" else ["allowed", "recorded"]
+    return any(
+        site["calls"]
+        > sum(site["outcomes"][name] for name in (let_through if site["phase"] else ["allowed"]))
+        for site in report["sites"]
+    )
 
 
 def _status(code: object) -> int:
@@ -243,21 +341,63 @@ def _status(code: object) -> int:
     return code if isinstance(code, int) else 1
 
 
+# report -----------------------------------------------------------------------------------------
+
+
+def _report(options: argparse.Namespace) -> int:
+    name = options.format or (format_of(options.output) if options.output else "text")
+    if name is None:
+        raise ConfigurationError(
+            f"--output {options.output}: name the format too, by --format {{{','.join(FORMATS)}}}"
+        )
+    require(name)
+    if options.output:
+        _check_output("--output", options.output)
+    content = FORMATS[name](read_reports(options.files), os.path.abspath(options.root))
+    if options.output:
+        write(Path(options.output), content)
+        return 0
+    try:
+        # A reader that isn't a person wants UTF-8, whatever the terminal's encoding is.
+        encoding = "utf-8" if name != "text" else None
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")  # type: ignore[union-attr]
+        sys.stdout.write(content)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`: Python would tell of it once more when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _check_output(option: str, path: str) -> None:
+    if not Path(path).resolve().parent.is_dir():
+        raise NotADirectoryError(f"{option} {path}: there is no such directory")
+
+
 # info -------------------------------------------------------------------------------------------
 
 
 def _info() -> int:
     print(f"asyncsafe {__version__} on {sys.implementation.name} {sys.version.split()[0]}")
+    for setting, current in {
+        "mode": policy.current_mode,
+        "startup": policy.current_startup,
+    }.items():
+        try:
+            print(f"{setting}: {{}} ({{}})".format(*current()))
+        except AsyncsafeError as error:
+            print(f"{setting}: {error}")
     try:
-        mode, source = policy.current_mode()
-        print(f"mode: {mode} ({source})")
+        if (known := baseline.active()) is not None:
+            print(f"baseline: {known.path}, {len(known)} known call sites")
     except AsyncsafeError as error:
-        print(f"mode: {error}")
+        print(f"baseline: {error}")
     if value := os.environ.get(policy.DJANGO_VARIABLE):
         print(f"{policy.DJANGO_VARIABLE}={value} allows everything, whatever the mode")
     print("guarded by install():")
     for name in LIBRARIES:
         print(f"  {name:12} {_version(integration(name).distributions)}")
+    for other in offered():
+        print(f"  {other.name:12} by {other.value} of {other.distribution}")
     return 0
 
 

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
     from .violation import Violation
 
+#: Called with each exception that refuses a call, before it is raised: the last one alone.
+listeners: list[Callable[[SynchronousOnlyOperation | ConnectionSharingError], object]] = []
+
 
 class AsyncsafeError(Exception):
     """The base of the errors that are about asyncsafe itself."""
@@ -33,6 +36,8 @@ class SynchronousOnlyOperation(Exception):  # noqa: N818  (Django's name for it)
     def __init__(self, violation: Violation) -> None:
         super().__init__(violation)
         self.violation = violation
+        if listeners:
+            listeners[-1](self)
 
     def __str__(self) -> str:
         return self.violation.message()
@@ -68,6 +73,8 @@ class ConnectionSharingError(RuntimeError):
     def __init__(self, message: str | Violation) -> None:
         super().__init__(message)
         self.violation: Violation | None = None if isinstance(message, str) else message
+        if listeners and self.violation is not None:
+            listeners[-1](self)
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.violation is None else self.violation.message()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from . import baseline
 from .installation import install
 from .reports.recording import DIRECTORY_VARIABLE, record_into
 
@@ -14,3 +15,6 @@ def follow() -> None:
     if directory and os.path.isdir(directory):
         record_into(directory)
         install()
+        known = baseline.active()
+        if known is not None:
+            known.keep_in(directory)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from time import perf_counter
 from types import FunctionType
 
-from . import loops, owners, policy, scopes, sharing
+from . import baseline, loops, owners, policy, scopes, sharing
 from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, django_imported, refusal
 from .imports import when_imported
 from .nesting import Inside, under_way
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, TypeVar
 
+    from .nesting import Activity
     from .violation import Frame, Outcome, Told
 
     Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
@@ -34,6 +35,7 @@ class Guard:
         "cleans_up",
         "connection",
         "describe",
+        "describe_call",
         "does_block",
         "enabled",
         "headline",
@@ -58,6 +60,7 @@ class Guard:
         connection: Callable[[Any], Any] | None = None,
         trusted: tuple[str, ...] = (),
         describe: Callable[[list[FrameType]], Told | None] | None = None,
+        describe_call: Callable[..., Told | None] | None = None,
         mode: Callable[[Any], policy.Mode | None] | None = None,
     ) -> None:
         #: Its name in messages, without the parentheses.
@@ -80,6 +83,8 @@ class Guard:
         self.trusted: tuple[str, ...] = trusted
         #: Called with the frames from the call to the user's: what the user's line asked for.
         self.describe: Callable[[list[FrameType]], Told | None] | None = describe
+        #: Called with the call's arguments, where that tells nothing.
+        self.describe_call: Callable[..., Told | None] | None = describe_call
         #: Called with the first argument: the mode that holds for it alone, or None.
         self.mode: Callable[[Any], policy.Mode | None] | None = mode
         #: False once uninstalled: a wrapper that somebody kept is a plain call from then on.
@@ -101,6 +106,9 @@ def check(operation: str | None = None) -> None:
 
 
 # Behind the branch ---------------------------------------------------------------------------
+
+#: Where a call's connection is watched: not within another call that has one.
+_WATCHED = (None, "connecting")
 
 
 def _unseen(function: Function) -> Function:
@@ -133,12 +141,18 @@ def blocked(
     if guard.mode is not None and args and guard.mode(args[0]) == "off" and not _forbidden():
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
-    if guard.connection is not None and args and guard.enabled and under_way() is None:
+    activity: Activity = "call"
+    if guard.connection is not None and args and guard.enabled and under_way() in _WATCHED:
         user = owners.at_work()
         if user is not None and policy.current_mode()[0] != "off":
-            return _call_on_connection(guard, call, args, kwargs, user)
+            connection = guard.connection(args[0])
+            if connection is not None:
+                return _call_on_connection(guard, call, args, kwargs, user, connection)
+            activity = "connecting"
     pending = admit(guard, args, kwargs)
-    return _forward(call, args, kwargs) if pending is None else make(pending, call, args, kwargs)
+    if pending is None:
+        return _forward(call, args, kwargs)
+    return make(pending, call, args, kwargs, activity)
 
 
 @_unseen
@@ -148,10 +162,9 @@ def _call_on_connection(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     user: owners.Owner,
+    connection: Any,
 ) -> Any:
     """As `blocked`, while keeping book of who began which transaction."""
-    assert guard.connection is not None
-    connection = guard.connection(args[0])
     nobodys = sharing.is_nobodys(connection)
     begun = sharing.begun_by_another(connection, user)
     if begun is not None:
@@ -166,6 +179,9 @@ def _call_on_connection(
         returned = guard.operation
         return result
     finally:
+        if connection is None:  # an ORM's call may have opened it
+            assert guard.connection is not None
+            connection = guard.connection(args[0])
         sharing.used(connection, user, functools.partial(_call_site, pending), returned, nobodys)
 
 
@@ -183,21 +199,30 @@ def admit(
         if guard.cleans_up or isinstance(sys.exc_info()[1], GeneratorExit):
             return None  # not the description's: the garbage collector came in between
         raise RuntimeError(f"{guard.operation}() in the description of another call")
-    if inside == "unguarded" or (inside == "call" and not scopes.forbidden(running)):
+    if inside == "unguarded" or (inside is not None and not scopes.forbidden(running)):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
-    answer = policy.answer(running, guard.mode(args[0]) if guard.mode and args else None)
+    call = _describe_call(guard, args, kwargs, running)
+    own_mode = guard.mode(args[0]) if guard.mode and args else None
+    answer = policy.answer(running, own_mode, call.phase)
     if answer.mode == "off":
         return None
-    call = _describe_call(guard, args, kwargs, running)
     if guard.trusted and call.made_by(guard.trusted):
         return None
-    if answer.mode == "raise":
-        reason = _why_never_refused(guard, call, args, cleaning_up)
-        if reason is None:
+    if answer.mode != "allow":
+        reason = None
+        known = None if answer is policy.FORBIDDEN else baseline.active()
+        if answer.mode == "raise" or known is not None:
+            reason = _why_never_refused(guard, call, args, cleaning_up)
+        if known is not None and reason is None:
+            reason = known.allows(call)
+        elif answer.mode != "raise":
+            reason = None
+        if reason is not None:
+            answer = policy.Answer("allow", reason)
+        elif answer.mode == "raise":
             raise refusal(violations.refuse(call))
-        answer = policy.Answer("allow", reason)
     if answer.mode == "warn":
         return _warn(call)
     outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
@@ -206,12 +231,16 @@ def admit(
 
 @_unseen
 def make(
-    pending: Pending, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    pending: Pending,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    activity: Activity = "call",
 ) -> Any:
     """Make the call, timed; guarded calls that it makes are part of it."""
     start = perf_counter()
     try:
-        with Inside("call"):
+        with Inside(activity):
             return _forward(call, args, kwargs)
     finally:
         violations.end(pending, perf_counter() - start)
@@ -236,6 +265,7 @@ def _describe_call(
         begun,
         user,
         guard.describe,
+        guard.describe_call and functools.partial(guard.describe_call, *args, **kwargs),
     )
 
 
@@ -261,11 +291,16 @@ def _tell_sharing(
     if guard.trusted and call.made_by(guard.trusted):
         return
     mode = policy.mode_for_sharing(running)
-    if mode == "raise" and not (
-        call.finalizing or isinstance(call.exception_on_its_way(), GeneratorExit)
-    ):
+    lost = call.finalizing or isinstance(call.exception_on_its_way(), GeneratorExit)
+    forbidden = running is not None and scopes.forbidden(running)
+    known = None if lost or forbidden else baseline.active()
+    reason = None if known is None else known.allows(call)
+    if mode == "raise" and not lost and reason is None:
         raise ConnectionSharingError(violations.refuse(call))
-    pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
+    if reason is not None:
+        pending = violations.begin(call, "allowed", reason)
+    else:
+        pending = _warn(call) if mode == "warn" else violations.begin(call, "recorded", None)
     if pending is not None:
         violations.end(pending, 0.0)
 

@@ -86,15 +86,19 @@ class _Loader:
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        for callback in tuple(_watched.get(self._name, ())):
-            try:
-                callback(module)
-            except Exception:
-                import logging
+        called: list[Callback] = []
+        # One may ask for another: an integration that is loaded when its library is imported.
+        while waiting := [c for c in _watched.get(self._name, ()) if c not in called]:
+            called += waiting
+            for callback in waiting:
+                try:
+                    callback(module)
+                except Exception:
+                    import logging
 
-                logging.getLogger("asyncsafe").exception(
-                    "asyncsafe could not follow the import of %s", self._name
-                )
+                    logging.getLogger("asyncsafe").exception(
+                        "asyncsafe could not follow the import of %s", self._name
+                    )
 
 
 _finder: Any = _Finder()

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from . import policy
+import sys
+from types import ModuleType
+
+from . import baseline, discovery, policy
+from .callables import is_asynchronous
 from .exceptions import AsyncUnsafeWarning, InstallationError
 from .guards import Guard
 from .imports import forget, when_imported
 from .locks import ForkSafeLock
 from .patching import Patch
+from .stacks import add_guarded
 from .wrappers import wrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from types import FrameType, ModuleType
+    from types import FrameType
     from typing import Any
 
     from .policy import Mode
@@ -21,13 +26,21 @@ if TYPE_CHECKING:
 
 #: The libraries that have an integration: asyncsafe/integrations/NAME.py.
 LIBRARIES = (
+    "apsw",
     "django",
+    "duckdb",
     "mysql.connector",
     "mysqlclient",
+    "oracledb",
+    "peewee",
     "pg8000",
+    "pony",
     "psycopg",
     "psycopg2",
     "pymysql",
+    "pyodbc",
+    "pysqlite3",
+    "sqlalchemy",
     "sqlite3",
 )
 #: What else of them can block, and is guarded where install() is asked for it.
@@ -44,18 +57,25 @@ class Operation:
         I/O. None: always.
     cleans_up: it ends something, and is never refused while an exception is on its way.
     setter: it is an attribute whose assignment does I/O; reading it is free.
+    getter: it is an attribute whose reading does I/O.
     parameters: a C method's, where it doesn't tell them (`__text_signature__`), in that form. With
         them its guard costs a quarter of one that takes anything.
     adapt: called with the original: what is guarded in its place, where the original can't be
         called as it is once its type is patched.
     hint: what to write instead, where the coroutine makes the call itself.
+    describe: called with the call's arguments: what it asks for, and what to write instead, where
+        the integration's own `describe` has nothing to tell of the frames. None: it can't say.
+
+    Raises TypeError for what is none of that.
     """
 
     __slots__ = (
         "adapt",
         "called",
         "cleans_up",
+        "describe",
         "does_block",
+        "getter",
         "hint",
         "name",
         "parameters",
@@ -72,19 +92,24 @@ class Operation:
         does_block: Callable[..., bool] | None = None,
         cleans_up: bool = False,
         setter: bool = False,
+        getter: bool = False,
         parameters: str | None = None,
         adapt: Callable[[Any], Callable[..., Any]] | None = None,
         hint: str | None = None,
+        describe: Callable[..., Told | None] | None = None,
     ) -> None:
+        _check_operation(name, called, hint, parameters, statement, does_block, adapt)
         self.name: str = name
         self.called: str | None = called
         self.statement: Callable[..., object] | None = statement
         self.does_block: Callable[..., bool] | None = does_block
         self.cleans_up: bool = cleans_up
         self.setter: bool = setter
+        self.getter: bool = getter
         self.parameters: str | None = parameters
         self.adapt: Callable[[Any], Callable[..., Any]] | None = adapt
         self.hint: str | None = hint
+        self.describe: Callable[..., Told | None] | None = describe
 
 
 class Integration:
@@ -100,10 +125,13 @@ class Integration:
     describe: called with the frames from the call outwards, up to the user's: what the user's line
         asked for, and what to write instead; None where nothing better than the call is known.
     mode: called with what an operation is of: the mode that holds for it alone, or None.
+    counts_frames: it finds the user's line for its warnings by the names of the frames' modules.
     distributions: those that may have installed it, for its version.
     tested: the versions that its tests have passed with, oldest first: ("2.0.51", "2.1.9").
     exempt: what is never refused, for the documentation: {what: why}.
     not_guarded: what can block and isn't guarded, for the documentation: {what: why}.
+
+    Raises TypeError for a table of another form, and says what belongs there.
     """
 
     def __init__(
@@ -117,11 +145,13 @@ class Integration:
         trusted: tuple[str, ...] = (),
         describe: Callable[[list[FrameType]], Told | None] | None = None,
         mode: Callable[[Any], Mode | None] | None = None,
+        counts_frames: bool = False,
         distributions: tuple[str, ...] = (),
         tested: tuple[str, ...] = (),
         exempt: Mapping[str, str] | None = None,
         not_guarded: Mapping[str, str] | None = None,
     ) -> None:
+        _check_tables(name, operations, replaced or {})
         self.name = name
         self.operations = operations
         self.replaced: Mapping[str, Mapping[str, Mapping[str, Any]]] = replaced or {}
@@ -130,11 +160,14 @@ class Integration:
         self.does_block = does_block
         self.connection: Callable[[Any], Any] | None = connection
         self.trusted = trusted
+        self.counts_frames = counts_frames
         self.distributions = distributions
         self.tested = tested
         self.exempt: Mapping[str, str] = exempt or {}
         self.not_guarded: Mapping[str, str] = not_guarded or {}
         self.installed: bool = False
+        modules = {**self.operations, **self.replaced}
+        add_guarded({module.partition(".")[0] for module in modules})
         self._patches: list[tuple[Patch, Guard | None]] = []
 
     def install(self) -> None:
@@ -145,6 +178,7 @@ class Integration:
         try:
             for module in {**self.operations, **self.replaced}:
                 when_imported(module, self._guard_module)
+            self._guard_names()
         except BaseException:
             self.uninstall()
             raise
@@ -160,6 +194,36 @@ class Integration:
                 guard.enabled = False
             patch.undo()
 
+    def missing(self) -> list[str]:
+        """What of the table isn't there in the installed version: ["theirlib.Client.ping", ...].
+
+        For a test of the integration's author, which tells when the library renames something. It
+        imports the modules of the table; one that can't be imported is missing with all it has.
+        """
+        found = []
+        for module_name in {**self.operations, **self.replaced}:
+            try:
+                __import__(module_name)
+                module = sys.modules[module_name]
+            except Exception as error:
+                found.append(f"{module_name}: {type(error).__name__}: {error}")
+                continue
+            operations = self.operations.get(module_name, {})
+            replaced = self.replaced.get(module_name, {})
+            for class_name in {**operations, **replaced}:
+                owner = getattr(module, class_name, None) if class_name else module
+                where = f"{module_name}.{class_name}" if class_name else module_name
+                if owner is None:
+                    found.append(where)
+                    continue
+                there = {**vars(owner), **replaced.get(class_name, {})}
+                found += [
+                    f"{where}.{operation.name}{_is_inherited(owner, operation.name)}"
+                    for operation in operations.get(class_name, ())
+                    if operation.name not in there
+                ]
+        return found
+
     def _guard_module(self, module: ModuleType) -> None:
         with _guard_lock:
             replaced = self.replaced.get(module.__name__, {})
@@ -173,6 +237,29 @@ class Integration:
                 for operation in operations.get(class_name, ()):
                     if operation.name in vars(owner):
                         self._guard_operation(owner, operation)
+
+    def _guard_names(self) -> None:
+        """What other modules imported by name (`from duckdb import connect`) before they could be guarded.
+
+        Of a class that is no matter, since the class is what is guarded; a module's function is
+        replaced where it stands.
+        """
+        with _guard_lock:
+            functions = {
+                id(patch.original): (patch, guard)
+                for patch, guard in self._patches
+                if isinstance(patch.owner, ModuleType) and patch.original is not patch.replacement
+            }
+            for module in tuple(sys.modules.values()) if functions else ():
+                if not issubclass(type(module), ModuleType):
+                    continue
+                # Not vars(): a lazy module would be executed for it.
+                names = object.__getattribute__(module, "__dict__")
+                for name, value in tuple(names.items()):
+                    if id(value) in functions:
+                        patch, guard = functions[id(value)]
+                        another = Patch(module, name, patch.replacement, value)
+                        self._patches.append((another, guard))
 
     def _guard_operation(self, owner: Any, operation: Operation) -> None:
         current = vars(owner)[operation.name]
@@ -198,19 +285,24 @@ class Integration:
             connection=self.connection,
             trusted=self.trusted,
             describe=self.describe,
+            describe_call=operation.describe,
             mode=self.mode,
         )
+        _check_attribute(owner, operation, current)
         if operation.setter:
             replacement: Any = property(
                 current.__get__, wrap(current.__set__, guard), current.__delete__
             )
             replacement.__doc__ = current.__doc__  # else it would be the getter's
+        elif operation.getter:
+            replacement = property(wrap(current.__get__, guard), doc=current.__doc__)
         else:
-            function = current.__func__ if isinstance(current, classmethod) else current
+            kind = type(current) if isinstance(current, (classmethod, staticmethod)) else None
+            function = current.__func__ if kind else current
             original = operation.adapt(function) if operation.adapt else function
-            replacement = wrap(original, guard, operation.parameters)
-            if function is not current:
-                replacement = classmethod(replacement)
+            replacement = wrap(original, guard, operation.parameters, counted=self.counts_frames)
+            if kind:
+                replacement = kind(replacement)
         guarded = _originals[id(replacement)] = _Guarded(current, replacement, guard)
         return guarded
 
@@ -231,36 +323,46 @@ _guarded: dict[tuple[Any, str], _Guarded] = {}
 _originals: dict[int, _Guarded] = {}
 
 _integrations: dict[str, Integration] = {}
+#: Those that install() was given, until uninstall().
+_given: dict[str, Integration] = {}
+#: Those that other distributions bring, by what their entry points say.
+_offered: dict[tuple[str, str], _Offered] = {}
 _lock = ForkSafeLock()
 # Held without waiting for anything: while a thread that imports a library guards it, another may
 # be waiting, in install(), for that import to end.
 _guard_lock = ForkSafeLock()
 
 
-def install(*libraries: str) -> None:
+def install(*libraries: str | Integration) -> None:
     """Guard libraries: their synchronous operations are refused from a running event loop.
 
-    libraries: "sqlite3", "psycopg2", ...; none: every supported one. What is not imported yet is
-        guarded when it is, and never imported by this. Connections made before are guarded too.
+    libraries: "sqlite3", "psycopg2", ..., an `Integration`; none: every supported one, those of the
+        entry point group `asyncsafe.integrations` among them. What is not imported yet is guarded
+        when it is, and never imported by this. Connections made before are guarded too.
 
     Raises ValueError for a name that is not supported, InstallationError where a library can't
     be guarded on this interpreter (without names: a warning), ConfigurationError where the
-    environment or pyproject.toml holds a bad setting.
+    environment or pyproject.toml holds a bad setting or names a baseline that can't be read.
     """
     policy.current_mode()
+    policy.current_startup()
+    baseline.active()
     with _lock:
-        for name in _checked(libraries, LIBRARIES):
+        chosen: list[Integration | _Offered] = list(map(_find, libraries))
+        if not libraries:
+            chosen = [*map(integration, LIBRARIES), *offered()]
+        for one in chosen:
             try:
-                integration(name).install()
+                if isinstance(one, Integration) and one in libraries:
+                    _give(one)
+                one.install()
             except InstallationError as error:
                 if libraries:
                     raise
-                import warnings
-
-                warnings.warn(str(error), AsyncUnsafeWarning, stacklevel=2)
+                _warn(str(error))
 
 
-def uninstall(*libraries: str) -> None:
+def uninstall(*libraries: str | Integration) -> None:
     """Take `install()` back, for the libraries named or for all: their types are as they were.
 
     Where somebody else has patched over a guard, theirs stays, and the guard below it lets
@@ -269,8 +371,14 @@ def uninstall(*libraries: str) -> None:
     Raises ValueError for a name that is not supported.
     """
     with _lock:
-        for name in _checked(libraries, (*LIBRARIES, *OPTIONAL)):
-            integration(name).uninstall()
+        chosen: list[Integration | _Offered] = list(map(_find, libraries))
+        if not libraries:
+            ours = map(integration, (*LIBRARIES, *OPTIONAL))
+            chosen = [*ours, *_given.values(), *_offered.values()]
+        for one in chosen:
+            one.uninstall()
+            if _given.get(one.name) is one:
+                del _given[one.name]
 
 
 def integration(name: str) -> Integration:
@@ -281,12 +389,190 @@ def integration(name: str) -> Integration:
     return _integrations[name]
 
 
-def _checked(libraries: tuple[str, ...], default: tuple[str, ...]) -> tuple[str, ...]:
-    for name in libraries:
-        if name not in (*LIBRARIES, *OPTIONAL):
-            known = ", ".join(sorted((*LIBRARIES, *OPTIONAL)))
-            raise ValueError(f"asyncsafe has no guard for {name!r}; it has: {known}")
-    return libraries or default
+def _find(library: str | Integration) -> Integration | _Offered:
+    """What install() and uninstall() were called with."""
+    if isinstance(library, Integration):
+        if library.name in (*LIBRARIES, *OPTIONAL):
+            raise ValueError(f"asyncsafe has an integration {library.name!r} itself: rename yours")
+        return library
+    if not isinstance(library, str):
+        raise TypeError(
+            f"name a library, or give an asyncsafe.Integration, not {type(library).__name__}"
+        )
+    if library in (*LIBRARIES, *OPTIONAL):
+        return integration(library)
+    if library in _given:
+        return _given[library]
+    others = {one.name: one for one in offered()}
+    if library in others:
+        return others[library]
+    known = ", ".join(sorted({*LIBRARIES, *OPTIONAL, *_given, *others}))
+    raise ValueError(f"asyncsafe has no guard for {library!r}; it has: {known}")
+
+
+def _give(one: Integration) -> None:
+    """Take this one in place of another of its name: one that was made anew in a notebook."""
+    earlier = _given.get(one.name)
+    if earlier is not None and earlier is not one:
+        earlier.uninstall()
+    _given[one.name] = one
+
+
+# Those of other distributions -----------------------------------------------------------------
+
+
+class _Offered:
+    """An integration that another distribution brings. It is loaded when its library is imported."""
+
+    def __init__(self, offer: discovery.Offer) -> None:
+        self.name: str = offer.name
+        self.distribution: str = offer.distribution
+        self.value: str = offer.value
+        self._offer = offer
+        self._integration: Integration | None = None
+        self._installed: bool = False
+
+    def install(self) -> None:
+        """Guard it, now or when it is imported. What is wrong with it is a warning."""
+        if not self._installed:
+            self._installed = True
+            when_imported(self.name, self._load)
+
+    def uninstall(self) -> None:
+        """Put everything back."""
+        self._installed = False
+        forget(self.name, self._load)
+        if self._integration is not None:
+            self._integration.uninstall()
+
+    def _load(self, module: ModuleType) -> None:
+        try:
+            loaded = self._checked(self._offer.load())
+            if self._integration is not None and self._integration is not loaded:
+                self._integration.uninstall()  # its own module was imported anew
+            self._integration = loaded
+            loaded.install()
+        except Exception as error:
+            # Whoever uses the library has no part in it, and goes on.
+            _warn(
+                f"{self.name} is not guarded: its integration, {self.value} of {self.distribution}, "
+                f"can't be used. {type(error).__name__}: {error}"
+            )
+
+    def _checked(self, loaded: Any) -> Integration:
+        if not isinstance(loaded, Integration):
+            raise TypeError(
+                f"the entry point must name an asyncsafe.Integration, not {type(loaded).__name__}"
+            )
+        if loaded.name != self.name:
+            raise ValueError(
+                f"the entry point is called {self.name!r} and its Integration {loaded.name!r}: "
+                "both are the name of the library's module"
+            )
+        return loaded
+
+
+def offered() -> list[_Offered]:
+    """The integrations of other distributions, none of which is loaded. A name has one."""
+    found: dict[str, _Offered] = {}
+    try:
+        offers = discovery.offers()
+    except Exception as error:  # metadata that somebody has broken
+        _warn(f"integrations of other distributions can't be read: {type(error).__name__}: {error}")
+        offers = []
+    for offer in offers:
+        one = _offered.setdefault((offer.name, offer.value), _Offered(offer))
+        ignored = f"the integration {offer.name!r} of {offer.distribution} is ignored:"
+        if offer.name in (*LIBRARIES, *OPTIONAL):
+            _warn(f"{ignored} asyncsafe has one itself")
+        elif offer.name in found:
+            _warn(f"{ignored} {found[offer.name].distribution} has one, too")
+        elif not all(map(str.isidentifier, offer.name.split("."))):
+            _warn(f"{ignored} an entry point of {discovery.GROUP} is called as a module is")
+        else:
+            found[offer.name] = one
+    return list(found.values())
+
+
+def _warn(message: str) -> None:
+    import warnings
+
+    warnings.warn(message, AsyncUnsafeWarning, stacklevel=3)
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def _check_operation(
+    name: object,
+    called: object,
+    hint: object,
+    parameters: object,
+    *functions: object,
+) -> None:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise TypeError(f"Operation({name!r}): the first argument is an attribute's name")
+    for text in (called, hint, parameters):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(
+                f"Operation({name!r}): called, hint and parameters are strings, not {text!r}"
+            )
+    for function in functions:
+        if function is not None and not callable(function):
+            raise TypeError(
+                f"Operation({name!r}): statement, does_block and adapt are functions, not "
+                f"{function!r}"
+            )
+
+
+def _check_tables(name: object, operations: object, replaced: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"Integration({name!r}): the first argument is the library's name")
+    for what, table in (("operations", operations), ("replaced", replaced)):
+        form = (
+            "{module: {class: [Operation(...), ...]}}"
+            if what == "operations"
+            else "{module: {class: {attribute: what stands there}}}"
+        )
+        for module, classes in _items(table, f"Integration({name!r}): {what}", form):
+            for class_name, entries in _items(classes, f"{what}[{module!r}] of {name}", form):
+                where = f"{what}[{module!r}][{class_name!r}] of {name}"
+                if what == "replaced":
+                    _items(entries, where, form)
+                    continue
+                for entry in entries if isinstance(entries, (list, tuple)) else [entries]:
+                    if not isinstance(entry, Operation) or entry is entries:
+                        raise TypeError(f"{where} has {entry!r}; the form is {form}")
+
+
+def _items(table: Any, where: str, form: str) -> list[tuple[str, Any]]:
+    if not hasattr(table, "items") or not all(isinstance(key, str) for key in table):
+        raise TypeError(f"{where} is {table!r}; the form is {form}")
+    return list(table.items())
+
+
+def _check_attribute(owner: Any, operation: Operation, current: Any) -> None:
+    """Raise InstallationError for an attribute that can't be guarded as the table says."""
+    name = f"{owner.__name__}.{operation.name}"
+    function = getattr(current, "__func__", current)
+    if operation.setter:
+        if not hasattr(current, "__set__"):
+            raise InstallationError(f"{name} is no attribute to assign to: leave out setter=True")
+    elif not callable(function):
+        raise InstallationError(
+            f"{name} is a {type(current).__name__}, and not called: an operation is a function, or "
+            "an attribute whose assignment does I/O (setter=True)"
+        )
+    elif is_asynchronous(function):
+        raise InstallationError(f"{name} is asynchronous, and blocks nobody: leave it out")
+
+
+def _is_inherited(owner: Any, name: str) -> str:
+    """For `missing()`: where else the attribute is."""
+    for base in getattr(owner, "__mro__", ())[1:]:
+        if name in vars(base):
+            return f" (it is {base.__module__}.{base.__qualname__}'s: name that class)"
+    return ""
 
 
 def _both(

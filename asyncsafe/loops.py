@@ -52,6 +52,10 @@ _checks: dict[Library, Callable[[], Any]] = dict.fromkeys(
 _bound: tuple[tuple[Library, Callable[[], Any]], ...] = ()
 _awake = True
 
+#: What asyncio's own loops call for each step of a task: further out than it, there is no more of
+#: the task. It is private; without it, whoever looks for the end looks further.
+asyncio_step: CodeType | None = None
+
 #: Methods of an event loop that run it (mainLoop is Twisted's).
 _RUNNERS = frozenset({"run_forever", "run_until_complete", "_run_once", "mainLoop"})
 _ATTRIBUTE_LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"})
@@ -147,6 +151,89 @@ def current_task(running: Running | None) -> Any:
                 outermost = frame
         return outermost
     return None
+
+
+def count_waiting(running: Running) -> int | None:
+    """How many tasks and callbacks of the loop can run, and wait for what is running. None: it doesn't tell.
+
+    To be asked on the loop's own thread. Connections with something to read, and timers that are
+    due, count where the loop can be asked for them: one task or callback waits for each.
+    """
+    library, loop = running
+    try:
+        return _WAITING[library](loop)
+    except Exception:  # a loop of another make, or one that has changed, must not break the call
+        return None
+
+
+def _waiting_in_asyncio(loop: Any) -> int | None:
+    # No public name tells what is ready. asyncio's own loops keep these names since Python 3.4, and
+    # so do loops derived from them.
+    if not hasattr(loop, "_ready"):
+        return _waiting_in_uvloop(loop) if hasattr(loop, "_get_backend_id") else None
+    ready = sum(not handle.cancelled() for handle in loop._ready)
+    now = loop.time()
+    timers = loop._scheduled
+    to_see = [0]
+    while to_see:  # a heap: what is below one that isn't due isn't due either
+        position = to_see.pop()
+        if position < len(timers) and timers[position].when() <= now:
+            ready += not timers[position].cancelled()
+            to_see += (2 * position + 1, 2 * position + 2)
+    selector: Any = getattr(loop, "_selector", None)
+    # Asking these two changes nothing, and never waits; gevent's would switch.
+    if type(selector).__name__ in {"EpollSelector", "KqueueSelector"}:
+        own = loop._ssock.fileno()  # by which threads wake the loop: what they ask for is in _ready
+        ready += sum(key.fd != own for key, _ in selector.select(0))
+    return ready
+
+
+def _waiting_in_uvloop(loop: Any) -> int:
+    # uvloop shows no queue. A task can run when it waits for nothing, or for what is done.
+    asyncio = sys.modules["asyncio"]
+    current = asyncio.current_task(loop)
+    ready: int = _readable(loop._get_backend_id())
+    for task in asyncio.all_tasks(loop):
+        waits_for = task._fut_waiter
+        ready += task is not current and (waits_for is None or waits_for.done())
+    return ready
+
+
+def _readable(epoll_descriptor: int) -> int:
+    """How many connections have something for the loop; on Linux, elsewhere 0."""
+    import select
+
+    if not hasattr(select, "epoll"):
+        return 0
+    import os
+
+    # An object of its own, which closes its descriptor when it is freed. Asking changes nothing:
+    # libuv has its descriptors level-triggered.
+    with select.epoll.fromfd(os.dup(epoll_descriptor)) as epoll:
+        return len(epoll.poll(0))
+
+
+def _waiting_in_trio(loop: Any) -> int:
+    statistics = sys.modules["trio"].lowlevel.current_statistics()
+    return int(statistics.tasks_runnable + statistics.run_sync_soon_queue_size)
+
+
+def _waiting_in_curio(kernel: Any) -> None:
+    """It shows its kernel to its own coroutines alone."""
+
+
+def _waiting_in_twisted(reactor: Any) -> int:
+    now = reactor.seconds()
+    due: int = sum(call.getTime() <= now for call in reactor.getDelayedCalls())
+    return due + len(reactor.threadCallQueue)
+
+
+_WAITING: dict[Library, Callable[[Any], int | None]] = {
+    "asyncio": _waiting_in_asyncio,
+    "trio": _waiting_in_trio,
+    "curio": _waiting_in_curio,
+    "twisted": _waiting_in_twisted,
+}
 
 
 def _in_call_chain(loop: Any) -> bool:
@@ -254,6 +341,8 @@ def _add(library: Library, check: Callable[[], Any]) -> None:
 
 
 def _asyncio_imported(asyncio: ModuleType) -> None:
+    global asyncio_step
+    asyncio_step = getattr(getattr(asyncio.Handle, "_run", None), "__code__", None)
     _add("asyncio", asyncio._get_running_loop)
 
 

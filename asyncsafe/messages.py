@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import os
 
+from .stacks import working_directory
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .lifespan import Phase
     from .violation import Frame, Violation
 
+
+def no_cell(filename: str) -> str | None:
+    """Tell that no file is a cell: what `cell_name` is where there are none."""
+    return None
+
+
+#: Called with a file's name: what the user calls it if it is a notebook's cell, "Cell In[3]".
+cell_name: Callable[[str], str | None] = no_cell
 
 #: What Django's own guards say, which tests compare.
 DJANGO_SAYS = "You cannot call this from an async context - use a thread or sync_to_async."
@@ -36,10 +49,17 @@ def headline(violation: Violation) -> str:
     if violation.loop_type:
         loop = f"{loop}, {violation.loop_type}"
     verb = "was called" if violation.outcome == "raised" else "blocks: it was called"
-    importing = f", while importing {violation.importing}" if violation.importing else ""
+    when = f", {during(violation.phase)}" if violation.phase else ""
+    if violation.importing:
+        when += f", while importing {violation.importing}"
     if violation.subject:
-        return f"{violation.subject} from a running event loop ({loop}){importing}."
-    return f"{violation.operation}() {verb} from a running event loop ({loop}){importing}."
+        return f"{violation.subject} from a running event loop ({loop}){when}."
+    return f"{violation.operation}() {verb} from a running event loop ({loop}){when}."
+
+
+def during(phase: Phase) -> str:
+    """When an ASGI server's start-up or shutdown is."""
+    return "during start-up" if phase == "startup" else "during shutdown"
 
 
 def place(frame: Frame) -> str:
@@ -49,22 +69,31 @@ def place(frame: Frame) -> str:
 
 def shorten(filename: str) -> str:
     """The path from the working directory, or within the folder of installed packages."""
+    if (cell := cell_name(filename)) is not None:
+        return cell
+    installed = within_packages(filename)
+    if installed is not None:
+        return installed
+    try:
+        return filename.removeprefix(working_directory().rstrip(os.sep) + os.sep)
+    except OSError:  # it is gone
+        return filename
+
+
+def within_packages(filename: str) -> str | None:
+    """The path within the folder of installed packages; None where it isn't in one."""
     for packages in ("site-packages", "dist-packages"):
         _, found, rest = filename.rpartition(f"{os.sep}{packages}{os.sep}")
         if found:
             return rest
-    try:
-        relative = os.path.relpath(filename)
-    except (ValueError, OSError):  # another drive; a working directory that is gone
-        return filename
-    return filename if filename.startswith("<") or relative.startswith("..") else relative
+    return None
 
 
 def function(frame: Frame) -> str:
     """The function's name as it is called: without the functions that it is defined in."""
     name = frame.function.rpartition("<locals>.")[2]
     if name == "<module>":
-        return "the module's own code"
+        return "the module's own code" if cell_name(frame.filename) is None else "the cell itself"
     return f"async {name}()" if frame.asynchronous else f"{name}()"
 
 

@@ -11,13 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
-    Activity = Literal["call", "description", "unguarded"]
+    Activity = Literal["call", "connecting", "description", "unguarded"]
 
 
 class Inside:
     """While a guarded call is made, or what is unguarded is done: by thread and greenlet.
 
-    A guarded call within a guarded call is part of the outer one. Within what is unguarded (our
+    A guarded call within a guarded call is part of the outer one; while that had no connection yet
+    ("connecting"), the inner one's is watched. Within what is unguarded (our
     telling, and with it subscribers and log handlers; a call of an exempt object) it is nobody's.
     Within the description of a call, which must do no I/O, it is an error.
     Not a context variable: tasks that are started inside would inherit that.

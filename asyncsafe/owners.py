@@ -41,6 +41,7 @@ class Owner:
 
     name: as errors tell it: "task 'Task-3'", "thread 'MainThread'", "request GET /orders".
     task: the task that it stands for, or None.
+    lasting: tasks stand for it, one after the other, and it outlives them: a notebook's cells.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Owner:
         "ended",
         "greenlet",
         "kept",
+        "lasting",
         "leave",
         "made_in",
         "name",
@@ -57,8 +59,16 @@ class Owner:
         "works_for",
     )
 
-    def __init__(self, name: str, task: Any = None, works_for: Request | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        task: Any = None,
+        works_for: Request | None = None,
+        *,
+        lasting: bool = False,
+    ) -> None:
         self.name: str = name
+        self.lasting: bool = lasting
         self.task: Callable[[], Any] = _no_task if task is None else ref(task)
         #: The request whose worker threads it stands for, or None.
         self.works_for: Request | None = works_for
@@ -422,7 +432,12 @@ def at_work() -> Owner | None:
         request = _request.get()
         return None if request is None else request.some_worker()
     owner = current()
-    return owner if owner.task() is not None else None
+    return owner if owner.lasting or owner.task() is not None else None
+
+
+def stand_for(owner: Owner, task: Any) -> None:
+    """From here on, what this task makes is the owner's, who is there for longer."""
+    _tasks[task] = owner
 
 
 def watch_workers() -> None:

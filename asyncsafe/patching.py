@@ -11,7 +11,7 @@ import sys
 
 from .exceptions import InstallationError
 from .locks import ForkSafeLock
-from .stacks import WRAPPER_FILE, is_ours
+from .stacks import COUNTED_WRAPPER_FILE, WRAPPER_FILE, is_ours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _stop_blaming_callers() -> None:
 
 
 def _show_at_caller(message: warnings.WarningMessage) -> None:
-    if message.filename != WRAPPER_FILE:
+    if message.filename not in (WRAPPER_FILE, COUNTED_WRAPPER_FILE):
         assert _show is not None
         return _show(message)
     import warnings

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
     from typing import Any, Literal
 
-    Owner = Literal["ours", "library", "user"]
+    Owner = Literal["ours", "library", "installed", "user"]
 
 #: The file name of the wrappers that wrappers.py compiles. Python's own warnings machinery skips
 #: frames whose file name holds these two words when it looks for the caller (``stacklevel``), as
 #: it does for its import system: what a guarded function warns about is blamed on its caller.
 WRAPPER_FILE = "<asyncsafe wrapper, not importlib._bootstrap>"
+#: That of wrappers for a library which counts frames itself (SQLAlchemy's util.warn): none is skipped.
+COUNTED_WRAPPER_FILE = "<asyncsafe wrapper>"
+
+#: os.getcwd as Python has it ("posix" and "nt" are its modules): a detector of other blocking calls
+#: (blockbuster) replaces the one in `os`, and would be told of the reading of a line number.
+working_directory: Callable[[], str] = sys.modules[os.name].getcwd
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep
 _owners: dict[str, Owner] = {}
+#: Packages that are guarded: no program is theirs.
+_guarded: set[str] = set()
 
 
 def greenlets() -> ModuleType | None:
@@ -53,8 +61,22 @@ def lineage(greenlet: Any) -> list[Any]:
     return found
 
 
+def absolute(filename: str) -> str:
+    """The path that a code object's file name stands for."""
+    if filename.startswith("<") or os.path.isabs(filename):
+        return filename
+    try:
+        return os.path.normpath(os.path.join(working_directory(), filename))
+    except OSError:  # it is gone
+        return filename
+
+
 def whose(filename: str) -> Owner:
-    """Whose code this is: "ours" (asyncsafe's), "library" (installed, or Python's), or the "user"'s."""
+    """Whose code this is: the "user"'s, asyncsafe's ("ours"), a "library"'s, or "installed".
+
+    A library is Python's own, or one that is guarded. What else is installed may be the program:
+    `asyncsafe run jupyterhub` has no other.
+    """
     owner = _owners.get(filename)
     if owner is None:
         owner = _owners[filename] = _find_owner(filename)
@@ -71,12 +93,28 @@ def is_user(filename: str) -> bool:
     return whose(filename) == "user"
 
 
+def add_guarded(packages: set[str]) -> None:
+    """From now on, what these packages have installed is a library's."""
+    if not packages <= _guarded:
+        _guarded.update(packages)
+        _owners.clear()
+
+
 def _find_owner(filename: str) -> Owner:
-    if filename == WRAPPER_FILE or filename.startswith(_OURS):
+    if filename in (WRAPPER_FILE, COUNTED_WRAPPER_FILE) or filename.startswith(_OURS):
         return "ours"
-    library = (
-        filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS))
-        or f"{os.sep}site-packages{os.sep}" in filename
-        or f"{os.sep}dist-packages{os.sep}" in filename
-    )
-    return "library" if library else "user"
+    if filename.startswith(("<frozen ", _STANDARD_LIBRARY, _COMMANDS)):
+        # The standard library's folder is where packages are installed, too.
+        return _find_installer(filename) or "library"
+    if filename.startswith("<"):  # "<sqlalchemy generated ...>"
+        return "library" if filename[1:].partition(" ")[0] in _guarded else "user"
+    return _find_installer(filename) or "user"
+
+
+def _find_installer(filename: str) -> Owner | None:
+    for folder in ("site-packages", "dist-packages"):
+        _, found, path = filename.rpartition(f"{os.sep}{folder}{os.sep}")
+        if found:
+            package = path.partition(os.sep)[0].partition(".")[0]
+            return "library" if package in _guarded else "installed"
+    return None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import namedtuple
 from itertools import pairwise, takewhile
 
 from . import loops
 from .callables import ASYNC_CODE, GENERATOR_CODE
+from .lifespan import phase_of
 from .messages import describe
 from .nesting import Inside
-from .stacks import call_chain, is_ours, is_user, whose
+from .stacks import absolute, call_chain, is_ours, is_user, whose
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
+    from .lifespan import Phase
     from .owners import Owner
     from .sharing import Begun
+    from .stacks import Owner as Whose
 
     Outcome = Literal["raised", "warned", "recorded", "allowed"]
 
@@ -70,8 +72,10 @@ class Violation:
         "loop_type",
         "operation",
         "outcome",
+        "phase",
         "reason",
         "seconds",
+        "skipped",
         "stack",
         "statement",
         "subject",
@@ -100,6 +104,7 @@ class Violation:
         subject: str | None = None,
         begun_by: str | None = None,
         begun_at: Frame | None = None,
+        phase: Phase | None = None,
     ) -> None:
         #: What was called: "sqlite3.Cursor.execute".
         self.operation: str = operation
@@ -119,16 +124,21 @@ class Violation:
         self.loop_type: str | None = loop_type
         #: The name of the task; None in a callback. In a thread that works for a task: that one's.
         self.task: str | None = task
-        #: The user's innermost frame; where there is none, the one that made the call.
+        #: The user's innermost frame; where there is none, that of what else is installed and isn't
+        #: guarded; where there is none of these either, the one that made the call.
         self.call_site: Frame = call_site
         #: The coroutine that it ran under: the user's innermost, else the innermost. None in a callback.
         self.coroutine: Frame | None = coroutine
-        #: The user's frames, innermost first.
+        #: The user's frames, innermost first; where there are none, those of what else is installed
+        #: and isn't guarded.
         self.stack: tuple[Frame, ...] = stack
         #: Every frame but asyncsafe's, innermost first, where none is the user's. Empty otherwise.
         self.whole_stack: tuple[Frame, ...] = whole_stack
         #: The module that was being imported, or None.
         self.importing: str | None = importing
+        #: "startup" or "shutdown" where it was made under an ASGI server's `lifespan`, before the
+        #: first request or after the last. None otherwise.
+        self.phase: Phase | None = phase
         #: "raised" (refused), or made and "warned", "recorded" or "allowed".
         self.outcome = outcome
         #: Why it was allowed, or None.
@@ -139,6 +149,9 @@ class Violation:
         self.begun_at: Frame | None = begun_at
         #: How long the call blocked the loop; None where it was refused or hasn't returned.
         self.seconds: float | None = None
+        #: For a subscriber that isn't told of all: of how many at this call site it wasn't, since
+        #: the one before.
+        self.skipped: int = 0
 
     def __repr__(self) -> str:
         where = f"{self.call_site.filename}:{self.call_site.lineno}"
@@ -155,8 +168,10 @@ class Call:
     __slots__ = (
         "_caller",
         "_coroutine",
+        "_describe_call",
         "_describe_line",
         "_frame",
+        "_innermost",
         "_site",
         "begun",
         "finalizing",
@@ -166,6 +181,7 @@ class Call:
         "key",
         "library",
         "operation",
+        "phase",
         "running",
         "statement",
         "user",
@@ -183,6 +199,7 @@ class Call:
         begun: Begun | None = None,
         user: Owner | None = None,
         describe: Callable[[list[FrameType]], Told | None] | None = None,
+        describe_call: Callable[[], Told | None] | None = None,
     ) -> None:
         self.running: loops.Running = running
         self.operation: str = operation
@@ -196,12 +213,28 @@ class Call:
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
         self._describe_line = describe
+        self._describe_call = describe_call
         self._frame = frame
         if not self._read(call_chain(frame)):
             # The search went past the loop. A compiled loop may have made the call itself: then
             # the frame that runs it is the only one to name.
             if any(not is_ours(f.f_code.co_filename) for f in self._frames_in_loop()):
                 self._read(self._frames_in_loop())
+        #: Whether an ASGI server makes the call while it starts up or shuts down.
+        self.phase: Phase | None = None if begun else phase_of(self._innermost, running)
+        self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
+            operation,
+            self.phase,
+            None if begun is None else begun.place,
+            id(self._site.f_code),
+            self._site.f_lasti,
+            self._coroutine and id(self._coroutine.f_code),
+            self._coroutine and self._coroutine.f_lasti,
+        )
+        self.kept: tuple[CodeType, CodeType | None] = (
+            self._site.f_code,
+            self._coroutine and self._coroutine.f_code,
+        )
 
     def _frames_in_loop(self) -> Iterator[FrameType]:
         """The frames from the call outwards, up to those that run the loop."""
@@ -215,13 +248,15 @@ class Call:
         Returns whether the coroutine is the user's; the search has ended there.
         """
         self.finalizing = False
-        site = caller = coroutine = outer_coroutine = None
+        site = installed = caller = coroutine = outer_coroutine = None
         for frame in frames:
             code = frame.f_code
             if site is None:
                 owner = whose(code.co_filename)
                 if owner == "user":
                     site = frame
+                elif owner == "installed":
+                    installed = installed or frame
                 if caller is None and owner != "ours":
                     caller = frame
             if code.co_flags & ASYNC_CODE:
@@ -232,21 +267,14 @@ class Call:
             elif code.co_name == "__del__" or code is _FINALIZE:
                 self.finalizing = self.finalizing or outer_coroutine is None
         self._caller = caller or self._frame
-        self._site = site or self._caller
+        self._site = site or installed or self._caller
         self._coroutine = coroutine or outer_coroutine
-        self.key: tuple[str, Frame | None, int, int, int | None, int | None] = (
-            self.operation,
-            None if self.begun is None else self.begun.place,
-            id(self._site.f_code),
-            self._site.f_lasti,
-            self._coroutine and id(self._coroutine.f_code),
-            self._coroutine and self._coroutine.f_lasti,
-        )
-        self.kept: tuple[CodeType, CodeType | None] = (
-            self._site.f_code,
-            self._coroutine and self._coroutine.f_code,
-        )
+        self._innermost = outer_coroutine or coroutine
         return coroutine is not None
+
+    def call_site(self) -> Frame:
+        """The user's innermost frame; where there is none, the one that made the call."""
+        return _describe(self._site)
 
     def made_by(self, packages: tuple[str, ...]) -> bool:
         """Whether the code that makes the call belongs to one of these packages."""
@@ -272,19 +300,27 @@ class Call:
         return None
 
     def _read_line(self) -> Told | None:
-        """What the library's description of the user's line is."""
+        """What the library's description of the user's line is; without such a line, of the call."""
         if self._describe_line is None:
             return None
-        frames = takewhile(lambda frame: frame is not self._site, self._frames_in_loop())
+        loop = (f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename))
+        frames = list(takewhile(lambda frame: not is_user(frame.f_code.co_filename), loop))
         try:
             with Inside("description"):
-                return self._describe_line([f for f in frames if not is_ours(f.f_code.co_filename)])
+                told = self._describe_line(frames)
+                if told is None and self._describe_call is not None:
+                    told = self._describe_call()
+                    # What the user's line calls is another library's, which calls this one.
+                    told = told and (Told(told.subject, None) if frames else told)
+                return told
         except Exception:  # a library that has changed must not hide the violation
             return None
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
         frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
-        users = [frame for frame in frames if is_user(frame.f_code.co_filename)]
+        owners = [whose(frame.f_code.co_filename) for frame in frames]
+        programs: Whose = "user" if "user" in owners else "installed"
+        users = [frame for frame, owner in zip(frames, owners, strict=True) if owner == programs]
         library, loop = self.running
         told = self._read_line()
         return Violation(
@@ -300,33 +336,37 @@ class Call:
             call_site=_describe(self._site),
             coroutine=self._coroutine and _describe(self._coroutine),
             stack=tuple(map(_describe, users[:STACK_LIMIT])),
-            whole_stack=() if users else tuple(map(_describe, frames[:STACK_LIMIT])),
+            whole_stack=() if programs == "user" else tuple(map(_describe, frames[:STACK_LIMIT])),
             importing=_importing(frames),
             outcome=outcome,
             reason=reason,
             begun_by=None if self.begun is None else self.begun.owner.name,
             begun_at=None if self.begun is None else self.begun.place,
+            phase=self.phase,
         )
 
 
 def call_site(frame: FrameType) -> Frame:
-    """The user's innermost frame from here outwards; without one, the outermost that isn't ours."""
+    """The user's innermost frame from here outwards; without one, an installed program's; without
+    that, the outermost that isn't ours.
+    """
     last = frame
+    installed = None
     for outer in call_chain(frame):
         owner = whose(outer.f_code.co_filename)
         if owner == "user":
             return _describe(outer)
+        if owner == "installed":
+            installed = installed or outer
         if owner != "ours":
             last = outer
-    return _describe(last)
+    return _describe(installed or last)
 
 
 def _describe(frame: FrameType) -> Frame:
     code = frame.f_code
     return Frame(
-        os.path.abspath(code.co_filename)
-        if not code.co_filename.startswith("<")
-        else code.co_filename,
+        absolute(code.co_filename),
         frame.f_lineno or code.co_firstlineno,
         code.co_qualname,
         bool(code.co_flags & ASYNC_CODE),

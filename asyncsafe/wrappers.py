@@ -15,7 +15,7 @@ from . import loops
 from .callables import makes_generators
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
 from .guards import Guard, admit, blocked, make
-from .stacks import WRAPPER_FILE
+from .stacks import COUNTED_WRAPPER_FILE, WRAPPER_FILE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,17 +26,22 @@ _VARARGS, _VARKEYWORDS = 0x4, 0x8  # inspect.CO_*
 
 
 def wrap(
-    call: Callable[..., Any], guard: Guard, parameters: str | None = None
+    call: Callable[..., Any], guard: Guard, parameters: str | None = None, *, counted: bool = False
 ) -> Callable[..., Any]:
     """A function that is `call`, guarded: its signature, name and documentation.
 
     call: a Python function, or any callable that takes arguments.
     parameters: those of a C method that doesn't tell its own, as `__text_signature__` would.
+    counted: its library finds who called it by the names of the frames' modules, and counts them:
+        the wrapper's frame is one of its module's.
     """
     template = _GENERATOR_WRAPPER if makes_generators(call) else _WRAPPER
     signature, arguments = _signature(call, parameters)
-    code = _compile(template.format(parameters=signature, **arguments))
+    source = template.format(parameters=signature, **arguments)
+    code = _compile(source, COUNTED_WRAPPER_FILE if counted else WRAPPER_FILE)
     namespace: dict[str, Any] = {**loops.namespace, **_NAMES, "_call": call, "_guard": guard}
+    if counted:
+        namespace["__name__"] = call.__module__
     exec(_own_copy(code), namespace)  # noqa: S102
     wrapper: FunctionType = namespace.pop("wrapper")
     loops.keep_bound(wrapper, watches=guard.connection is not None)
@@ -49,12 +54,13 @@ def wrap(
 
 def guard_of(function: Any) -> Guard | None:
     """The guard of a wrapper that `wrap` built; None for everything else."""
-    if isinstance(function, FunctionType) and function.__code__.co_filename == WRAPPER_FILE:
+    if isinstance(function, FunctionType) and function.__code__.co_filename in _FILES:
         guard: Guard = getattr(function, "__async_unsafe__")
         return guard
     return None
 
 
+_FILES = (WRAPPER_FILE, COUNTED_WRAPPER_FILE)
 _MISSING = object()
 
 # A wrapper has its own copy of its code: CPython specializes code for the very function that it
@@ -79,8 +85,8 @@ _WITHOUT_LAST = """ if {last} is not _MISSING else _blocked(_guard, _call, {posi
 
 
 @functools.cache
-def _compile(source: str) -> CodeType:
-    return compile(source, WRAPPER_FILE, "exec", dont_inherit=True)
+def _compile(source: str, filename: str) -> CodeType:
+    return compile(source, filename, "exec", dont_inherit=True)
 
 
 def _own_copy(code: CodeType) -> CodeType:

@@ -18,11 +18,12 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No environment, no configuration, no installed guard, nothing recorded."""
     monkeypatch.delenv("DJANGO_ALLOW_ASYNC_UNSAFE", raising=False)
     monkeypatch.delenv("ASYNCSAFE_MODE", raising=False)
-    asyncsafe.configure(mode=None)
+    monkeypatch.delenv("ASYNCSAFE_STARTUP", raising=False)
+    asyncsafe.configure()
     asyncsafe.violations.clear()
     yield
     asyncsafe.uninstall()
-    asyncsafe.configure(mode=None)
+    asyncsafe.configure()
     asyncsafe.violations.clear()
 
 

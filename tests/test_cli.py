@@ -490,6 +490,156 @@ def test_a_server_is_reported_when_it_is_stopped(project: Path, server: str) -> 
     assert "await asyncsafe.database_sync_to_async(query)(...)" in told
 
 
+# The baseline ---------------------------------------------------------------------------------
+
+KNOWN = """\
+# asyncsafe baseline 1
+blocking.py::find sqlite3.Connection.execute
+blocking.py::find sqlite3.Cursor.fetchone
+blocking.py::gone sqlite3.connect
+"""
+
+
+def entries(project: Path, name: str = "baseline.txt") -> list[str]:
+    return [line for line in (project / name).read_text().splitlines() if line[0] != "#"]
+
+
+def test_known_call_sites_pass_and_new_ones_are_refused(project: Path) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+
+    done = asyncsafe_run(project, "--baseline", "baseline.txt", "script.py")
+
+    assert done.returncode == 1
+    assert "SynchronousOnlyOperation: sqlite3.connect()" in done.stderr
+    assert "1 new call site:\n  blocking.py::main sqlite3.connect\n" in done.stderr
+    assert "not seen" not in done.stderr  # it ended too early to tell
+    assert (project / "baseline.txt").read_text() == KNOWN
+
+    (project / "baseline.txt").write_text(KNOWN + "blocking.py::main sqlite3.connect\n")
+
+    done = asyncsafe_run(
+        project, "--baseline=baseline.txt", "--fail", "--report=report.json", "script.py"
+    )
+
+    assert done.returncode == 0
+    assert "Baseline baseline.txt: 7 calls at 3 of 4 known call sites passed." in done.stderr
+    assert "1 known call site not seen in this run:\n  blocking.py::gone sqlite3" in done.stderr
+    reasons = {site["reason"] for site in read_report(project)["sites"]}
+    assert reasons == {"in the baseline baseline.txt"}
+
+
+def test_fail_counts_what_is_new_alone(project: Path) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+
+    done = asyncsafe_run(project, "--mode=record", "--baseline=baseline.txt", "--fail", "script.py")
+
+    assert done.returncode == 3
+
+
+def test_the_baseline_is_updated_and_pruned(project: Path) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+    update = ("--baseline=baseline.txt", "--update-baseline")
+
+    done = asyncsafe_run(project, *update, "script.py")
+
+    assert done.returncode == 0  # it refuses nothing
+    assert "1 new call site, added to it:\n  blocking.py::main sqlite3.connect" in done.stderr
+    assert entries(project) == [
+        "blocking.py::find sqlite3.Connection.execute",
+        "blocking.py::find sqlite3.Cursor.fetchone",
+        "blocking.py::gone sqlite3.connect",
+        "blocking.py::main sqlite3.connect",
+    ]
+
+    (project / "fails.py").write_text("raise SystemExit(5)\n")
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "--prune-baseline", "fails.py")
+
+    assert done.returncode == 5
+    assert "Nothing was taken out: the program ended with 5." in done.stderr
+    assert len(entries(project)) == 4
+
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "--prune-baseline", "script.py")
+
+    assert "1 known call site not seen in this run, taken out of it:" in done.stderr
+    assert len(entries(project)) == 3
+    before = (project / "baseline.txt").stat()
+    asyncsafe_run(project, *update, "--prune-baseline", "script.py")
+    assert (project / "baseline.txt").stat() == before  # nothing to change: it isn't written
+
+
+def test_the_first_baseline_is_written_beside_the_program(project: Path) -> None:
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "script.py")
+
+    assert done.returncode == 2
+    assert "there is no baseline" in done.stderr
+    assert "--update-baseline" in done.stderr
+
+    asyncsafe_run(project, "--baseline=baseline.txt", "--update-baseline", "script.py")
+
+    assert len(entries(project)) == 3
+    assert asyncsafe_run(project, "--baseline=baseline.txt", "script.py").returncode == 0
+
+
+def test_the_baseline_of_pyproject_toml(project: Path) -> None:
+    (project / "pyproject.toml").write_text('[tool.asyncsafe]\nbaseline = "baseline.txt"\n')
+    (project / "baseline.txt").write_text(KNOWN)
+
+    done = asyncsafe_run(project, "script.py")
+
+    assert done.returncode == 0  # a first run refuses nothing
+    assert "1 new call site:" in done.stderr
+    assert asyncsafe_run(project, "--fail", "script.py").returncode == 3
+    asyncsafe_run(project, "--update-baseline", "script.py")
+    assert asyncsafe_run(project, "--fail", "script.py").returncode == 0
+    info = subprocess.run(command("info"), cwd=project, capture_output=True, text=True, check=True)
+    assert f"baseline: {project / 'baseline.txt'}, 4 known call sites" in info.stdout
+
+
+def test_updating_without_a_baseline_is_an_error(project: Path) -> None:
+    done = asyncsafe_run(project, "--update-baseline", "script.py")
+
+    assert done.returncode == 2
+    assert "Name it with --baseline FILE" in done.stderr
+
+
+def test_a_baseline_that_cant_be_read_is_told(project: Path) -> None:
+    (project / "baseline.txt").write_text("# asyncsafe baseline 1\n<<<<<<< HEAD\n")
+
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "--update-baseline", "script.py")
+
+    assert done.returncode == 2
+    assert "line 2: a merge conflict was left here" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "command"])
+def test_children_go_by_the_baseline_and_add_to_it(project: Path, method: str) -> None:
+    """In another working directory, too."""
+    (project / "pyproject.toml").write_text('[tool.asyncsafe]\nbaseline = "baseline.txt"\n')
+    (project / "elsewhere").mkdir()
+    start = (
+        "subprocess.run([sys.executable, os.path.abspath('script.py')], cwd='elsewhere', check=True)"
+        if method == "command"
+        else f"p = multiprocessing.get_context('{method}').Process(target=run); p.start(); p.join()"
+    )
+    (project / "parent.py").write_text(
+        "import asyncio, multiprocessing, os, subprocess, sys\n"
+        "import blocking\n"
+        "def run():\n    asyncio.run(blocking.main())\n"
+        f"if __name__ == '__main__':\n    {start}\n"
+    )
+
+    asyncsafe_run(project, "--update-baseline", "parent.py")
+
+    assert entries(project) == [
+        "blocking.py::find sqlite3.Connection.execute",
+        "blocking.py::find sqlite3.Cursor.fetchone",
+        "blocking.py::main sqlite3.connect",
+    ]
+    done = asyncsafe_run(project, "--mode=raise", "parent.py")
+    assert "Baseline baseline.txt: 7 calls at 3 of 3 known call sites passed." in done.stderr
+
+
 # What can't be run --------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from asyncsafe import SynchronousOnlyOperation, allow, async_unsafe, check, conf
 from asyncsafe.guards import Guard
 from asyncsafe.wrappers import guard_of, wrap
 
-from .running import on_loop, python
+from .running import on_loop, python, refused
 
 made: list[str] = []
 
@@ -730,3 +730,16 @@ def test_an_exempt_object_passes() -> None:
     for _ in range(50):  # one of them may be where it was
         with pytest.raises(SynchronousOnlyOperation):
             on_loop(Connection().commit)
+
+
+def test_another_detector_of_blocking_calls_does_not_mind_ours() -> None:
+    """blockbuster refuses os.getcwd() and os.path.abspath() on the loop, with which we told the line."""
+    blockbuster = pytest.importorskip("blockbuster")
+    asyncsafe.install()
+
+    with blockbuster.blockbuster_ctx():
+        violation = refused(lambda: sqlite3.connect(":memory:"))
+        text = on_loop(violation.message)
+
+    assert violation.call_site.filename == __file__
+    assert "sqlite3.connect() was called" in text

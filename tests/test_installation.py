@@ -152,7 +152,7 @@ class TestInstall:
         directory = Path(asyncsafe.__file__).parent / "integrations"
         modules = {path.stem for path in directory.glob("[!_]*.py")}
         # Of some libraries nothing is guarded yet: their thread-local state can be swapped.
-        packages = {"django", "mysql.connector"}
+        packages = {"django", "mysql.connector", "peewee", "pony"}
         assert modules | packages == {*LIBRARIES, *thread_locals.LIBRARIES}
         names = (*LIBRARIES, *OPTIONAL)
         assert [integration(name).name for name in names] == list(names)

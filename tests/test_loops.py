@@ -22,9 +22,12 @@ from typing import Any
 import asgiref.sync
 import greenlet
 import pytest
+import trio
+import trio.testing
 import uvicorn
 
 import asyncsafe
+from asyncsafe import loops
 
 from . import running
 
@@ -828,3 +831,140 @@ async def main():
 asyncio.run(main())
 """)
     assert answers == ["asyncio", "asyncio"]
+
+
+# Who waits ---------------------------------------------------------------------------------------
+
+
+def running_now() -> loops.Running:
+    running = loops.find_running()
+    assert running is not None
+    return running
+
+
+def nothing_to_do() -> None: ...
+
+
+async def wait_for(event: Any) -> None:
+    await event.wait()
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
+def test_tasks_and_callbacks_that_can_run_are_counted(loop_factory: Any) -> None:
+    """It reads private names of the loops: this fails where one of them goes away."""
+
+    async def main() -> list[int | None]:
+        event = asyncio.Event()
+        tasks = [asyncio.create_task(wait_for(event)) for _ in range(5)]
+        counted = [loops.count_waiting(running_now())]  # all have still to begin
+        await asyncio.sleep(0)
+        counted.append(loops.count_waiting(running_now()))  # all wait for the event
+        event.set()
+        counted.append(loops.count_waiting(running_now()))  # all can go on
+        await asyncio.gather(*tasks)
+        counted.append(loops.count_waiting(running_now()))
+        return counted
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == [5, 0, 5, 0]
+
+
+@pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
+def test_connections_with_something_to_read_are_counted(loop_factory: Any) -> None:
+    async def main() -> list[int | None]:
+        pairs = [socket.socketpair() for _ in range(4)]
+        streams = []
+        for ours, _ in pairs:
+            ours.setblocking(False)
+            streams.append(await asyncio.open_connection(sock=ours))
+        readers = [asyncio.create_task(reader.read(1)) for reader, _ in streams]
+        await asyncio.sleep(0.01)  # the loop has asked the system once for all of them
+        counted = [loops.count_waiting(running_now())]
+        for _, theirs in pairs[1:]:
+            theirs.send(b"x")
+        counted.append(loops.count_waiting(running_now()))
+        # Asking has taken nothing away.
+        counted.append(loops.count_waiting(running_now()))
+        pairs[0][1].send(b"x")
+        await asyncio.gather(*readers)
+        for (_, writer), (_, theirs) in zip(streams, pairs, strict=True):
+            writer.close()
+            theirs.close()
+        return counted
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(main()) == [0, 3, 3]
+
+
+def test_timers_that_are_due_are_counted_and_cancelled_ones_are_not() -> None:
+    async def main() -> list[int | None]:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        handles = [loop.call_at(now + part / 1e6, nothing_to_do) for part in range(20)]
+        handles += [loop.call_at(now + 3600, nothing_to_do) for _ in range(50)]
+        while loop.time() < now + 1e-4:
+            pass
+        counted = [loops.count_waiting(running_now())]
+        for handle in handles[5:10] + handles[30:40]:
+            handle.cancel()
+        soon = loop.call_soon(nothing_to_do)
+        loop.call_soon(nothing_to_do)
+        soon.cancel()
+        counted.append(loops.count_waiting(running_now()))
+        return counted
+
+    assert asyncio.run(main()) == [20, 16]
+
+
+def test_what_threads_ask_for_counts_once() -> None:
+    """They wake the loop by a socket of its own, which then has something to read."""
+
+    async def main() -> int | None:
+        loop = asyncio.get_running_loop()
+        thread = threading.Thread(target=loop.call_soon_threadsafe, args=(nothing_to_do,))
+        thread.start()
+        thread.join()
+        return loops.count_waiting(running_now())
+
+    assert asyncio.run(main()) == 1
+
+
+def test_trio_tells_its_runnable_tasks() -> None:
+    async def main() -> list[int | None]:
+        event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(wait_for, event)
+            counted = [loops.count_waiting(running_now())]
+            await trio.testing.wait_all_tasks_blocked()
+            counted.append(loops.count_waiting(running_now()))
+            event.set()
+            counted.append(loops.count_waiting(running_now()))
+        return counted
+
+    assert trio.run(main) == [3, 0, 3]
+
+
+def test_twisted_tells_its_calls_that_are_due(tmp_path: Path) -> None:
+    code = """
+from twisted.internet import reactor
+from asyncsafe import loops
+
+def count():
+    for _ in range(3):
+        reactor.callLater(0, int)
+    reactor.callLater(3600, int)
+    reactor.callFromThread(int)
+    print(loops.count_waiting(loops.find_running()))
+    reactor.stop()
+
+reactor.callWhenRunning(count)
+reactor.run()
+"""
+    assert running.python(code, tmp_path).stdout == "4\n"
+
+
+def test_a_loop_that_does_not_tell_breaks_nothing() -> None:
+    assert loops.count_waiting(("asyncio", object())) is None
+    assert loops.count_waiting(("asyncio", None)) is None
+    assert loops.count_waiting(("curio", True)) is None

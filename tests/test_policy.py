@@ -176,6 +176,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project that is the working directory, and of which nothing is known yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(policy, "_found", None)
+    monkeypatch.setattr(policy, "_found_startup", None)
     return tmp_path
 
 
@@ -215,7 +216,7 @@ def test_the_environment_is_stronger_than_pyproject(
             "must be one of raise, warn, record, off; it is 'loud'",
         ),
         ("[tool.asyncsafe]\nmode = true", "must be one of raise, warn, record, off; it is True"),
-        ('[tool.asyncsafe]\nmod = "raise"', "has no setting mod; it has: mode"),
+        ('[tool.asyncsafe]\nmod = "raise"', "has no setting mod; it has: mode, startup, baseline"),
         ("[tool]\nasyncsafe = 3", "must be a table: [tool.asyncsafe]"),
         ("[tool.asyncsafe", "is not valid TOML"),
     ],

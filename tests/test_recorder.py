@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import logging
 import pickle
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,8 @@ def subscribe() -> Iterator[Callable[[Callable[[Any], object]], Callable[[], Non
     """violations.subscribe, taken back at the end."""
     ends: list[Callable[[], None]] = []
 
-    def subscribe(callback: Callable[[Any], object]) -> Callable[[], None]:
-        ends.append(violations.subscribe(callback))
+    def subscribe(callback: Callable[[Any], object], **options: Any) -> Callable[[], None]:
+        ends.append(violations.subscribe(callback, **options))
         return ends[-1]
 
     yield subscribe
@@ -352,6 +355,129 @@ def test_only_functions_can_subscribe() -> None:
         violations.subscribe("callback")  # type: ignore[arg-type]
 
 
+# Subscribers that aren't told of all ---------------------------------------------------------------
+
+
+class Clock:
+    """The recorder's clock, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(recorder, "monotonic", clock)
+    return clock
+
+
+def here() -> None:
+    with suppress(SynchronousOnlyOperation):
+        save()
+
+
+def there() -> None:
+    with suppress(SynchronousOnlyOperation):
+        save()
+
+
+def test_a_subscriber_can_be_told_at_most_once_in_a_time(subscribe: Any, clock: Clock) -> None:
+    told: list[asyncsafe.Violation] = []
+    all_of_them: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=60)
+    subscribe(all_of_them.append)
+
+    def skipped() -> list[tuple[str, int]]:
+        seen = [(violation.call_site.function, violation.skipped) for violation in told]
+        told.clear()
+        return seen
+
+    on_loop(here)
+    assert skipped() == [("here", 0)], "the first at once"
+    for _ in range(3):
+        on_loop(here)
+    clock.now += 59.9
+    on_loop(here)
+    assert skipped() == []
+    on_loop(there)
+    assert skipped() == [("there", 0)], "each call site by itself"
+    clock.now += 0.1
+    on_loop(here)
+    on_loop(here)
+    assert skipped() == [("here", 4)], "the time begins with what was told last"
+    clock.now += 600
+    on_loop(here)
+    on_loop(there)
+    assert skipped() == [("here", 1), ("there", 0)]
+    assert [violation.skipped for violation in all_of_them] == [0] * 10
+    assert [site.calls for site in violations] == [8, 2], "all are counted"
+
+
+def test_a_subscriber_can_be_told_once_of_each_call_site(subscribe: Any, clock: Clock) -> None:
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=float("inf"))
+    configure(mode="record")
+    for _ in range(3):
+        on_loop(here)
+        on_loop(there)
+        clock.now += 1e9
+    assert [violation.call_site.function for violation in told] == ["here", "there"]
+    assert told[0].seconds is not None
+    violations.clear()
+    on_loop(here)
+    assert len(told) == 3, "clear() begins anew"
+
+
+def test_who_subscribes_later_is_told_of_the_next(subscribe: Any, clock: Clock) -> None:
+    on_loop(here)
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=60)
+    on_loop(here)
+    assert [violation.skipped for violation in told] == [0]
+
+
+def test_who_has_ended_its_subscription_during_the_call_isnt_told(subscribe: Any) -> None:
+    told: list[asyncsafe.Violation] = []
+    end = subscribe(told.append)
+
+    @async_unsafe
+    def work() -> None:
+        end()
+
+    configure(mode="record")
+    on_loop(work)
+    assert told == []
+
+
+def test_a_subscriber_that_skips_costs_no_memory(
+    subscribe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It knows the recorder's call sites, and those beyond the limit as one."""
+    monkeypatch.setattr(recorder, "SITE_LIMIT", 10)
+    told: list[asyncsafe.Violation] = []
+    subscribe(told.append, every=float("inf"))
+    configure(mode="record")
+    for number in range(30):
+        check = f"import asyncsafe\ndef call():\n    asyncsafe.check('call {number}')"
+        namespace: dict[str, Any] = {}
+        exec(check, namespace)
+        on_loop(namespace["call"])
+    assert len(told) == 11
+    assert violations.dropped == 20
+
+
+@pytest.mark.parametrize("every", [0, -1, float("nan"), "60", True])
+def test_every_is_a_number_of_seconds(every: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"every is a number of seconds above 0, math\.inf or None"
+    ):
+        violations.subscribe(print, every=every)
+
+
 # What never stands in it -------------------------------------------------------------------------
 
 SECRET = "hunter2-secret"
@@ -470,3 +596,114 @@ def test_a_program_that_logs_sees_it(tmp_path: Path) -> None:
         "asyncsafe WARNING",
         "asyncsafe INFO",
     ]
+
+
+# How long, and who waited ------------------------------------------------------------------------
+
+
+@async_unsafe
+def take(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_call_site_has_the_distribution_of_its_times() -> None:
+    configure(mode="record")
+
+    def calls() -> None:
+        for seconds in [0.0001] * 18 + [0.005, 0.02]:
+            take(seconds)
+
+    on_loop(calls)
+    (site,) = violations
+    assert len(site.durations) == 20
+    assert site.p50 is not None
+    assert site.p95 is not None
+    assert 0.0001 * 0.97 < site.p50 < 0.005 * 0.97 < site.p95 < 0.02
+    assert site.p99 == pytest.approx(site.worst, rel=0.022)
+    assert site.p99 <= site.worst
+
+
+def test_refused_calls_have_no_times() -> None:
+    on_loop(attempt)
+    (site,) = violations
+    assert (len(site.durations), site.p50, site.p99) == (0, None, None)
+    assert violations.stalls == []
+
+
+def test_who_waited_for_a_long_call_is_counted() -> None:
+    configure(mode="record")
+
+    async def other() -> None: ...
+
+    async def main() -> None:
+        take(0.00001)
+        tasks = [asyncio.create_task(other()) for _ in range(3)]
+        await_none = [take(0.002) for _ in range(2)]
+        await asyncio.gather(*tasks)
+        assert await_none
+
+    before = time.time()
+    asyncio.run(main())
+    short, long = violations
+    assert (short.waiting_calls, short.waiting_total, short.waiting_most) == (0, 0, 0)
+    assert (long.waiting_calls, long.waiting_total, long.waiting_most) == (2, 6, 3)
+    stalls = violations.stalls
+    assert [stall.site for stall in stalls] == [short, long, long]
+    assert [stall.waiting for stall in stalls] == [None, 3, 3]
+    assert [stall.seconds >= 0.002 for stall in stalls] == [False, True, True]
+    assert before <= stalls[0].start <= stalls[1].start <= stalls[2].start <= time.time()
+    assert "3 waiting" in repr(stalls[1])
+
+
+def test_the_longest_stalls_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "STALL_LIMIT", 5)
+    configure(mode="record")
+
+    def calls() -> None:
+        for milliseconds in (1, 9, 0, 7, 3, 0, 8, 2, 6, 0):
+            take(milliseconds / 1000)
+
+    on_loop(calls)
+    assert len(violations.stalls) == 5
+    assert min(stall.seconds for stall in violations.stalls) >= 0.003
+    violations.clear()
+    assert violations.stalls == []
+
+
+RECORDING = """
+import asyncio, gc, sys
+import asyncsafe
+from asyncsafe.reports.recording import record_into
+
+asyncsafe.configure(mode="record")
+record_into(".")
+
+@asyncsafe.async_unsafe
+def find(): ...
+
+namespace = {"find": find}
+for number in range(100):
+    exec(compile(f"def call_{number}(): find()", f"/app/{number}.py", "exec"), namespace)
+functions = [namespace[f"call_{number}"] for number in range(100)]
+
+async def main(times):
+    for _ in range(times):
+        for function in functions:
+            function()
+
+def objects():
+    gc.collect()
+    return sys.getallocatedblocks()
+
+asyncio.run(main(100))
+count = objects()
+asyncio.run(main(200))
+print(objects() - count)
+"""
+
+
+def test_what_is_recorded_does_not_grow_with_the_calls(tmp_path: Path) -> None:
+    """20,000 further calls at 100 sites: of buckets that were not met before there are some."""
+    assert int(python(RECORDING, tmp_path).stdout) < 10_000

@@ -87,6 +87,28 @@ def test_whose_a_file_is(filename: str, is_user: bool) -> None:
     assert stacks.is_user(filename.replace("/", os.sep)) is is_user
 
 
+SITE_PACKAGES = os.path.dirname(os.path.dirname(pytest.__file__))
+
+
+@pytest.mark.parametrize(
+    ("filename", "owner"),
+    [
+        (os.path.join(SITE_PACKAGES, "jupyterhub", "orm.py"), "installed"),
+        (os.path.join(SITE_PACKAGES, "typing_extensions.py"), "installed"),
+        (os.path.join(SITE_PACKAGES, "psycopg2", "extras.py"), "library"),
+        (os.path.join(SITE_PACKAGES, "MySQLdb", "cursors.py"), "library"),
+        ("<psycopg2 generated wrapper for execute>", "library"),
+        (contextlib.__file__, "library"),
+        (__file__, "user"),
+    ],
+)
+def test_a_guarded_library_is_no_program(filename: str, owner: str) -> None:
+    asyncsafe.install()
+    asyncsafe.uninstall()
+
+    assert stacks.whose(filename) == owner
+
+
 def test_a_warning_in_a_guarded_function_is_blamed_on_its_caller() -> None:
     @asyncsafe.async_unsafe
     def old() -> None:

@@ -204,6 +204,35 @@ def test_without_a_frame_of_the_users_the_whole_stack_is_kept() -> None:
     assert all(f"in {frame.function}()" in text for frame in violation.whole_stack)
 
 
+def test_a_program_that_is_installed_is_told_by_its_own_lines() -> None:
+    # All of `jupyterhub` is in site-packages, and what calls the driver there is SQLAlchemy.
+    asyncsafe.install("psycopg2")  # which makes it a library
+    asyncsafe.uninstall("psycopg2")
+
+    def installed(path: str, code: str, **names: Any) -> dict[str, Any]:
+        filename = os.path.join(os.sep, "lib", "site-packages", *path.split("/"))
+        exec(compile(code, filename, "exec"), names)
+        return names
+
+    driver = installed("psycopg2/extras.py", "def execute():\n    save()", save=save)
+    orm = installed("hub/orm.py", "def find():\n    execute()", execute=driver["execute"])
+    app = installed("hub/app.py", "async def view():\n    find()", find=orm["find"])
+    loop = _quiet_loop()
+    task = loop.create_task(app["view"]())
+    task.add_done_callback(lambda task: loop.stop())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    thread.join()
+    loop.close()
+
+    violation = refusal(task.result)
+    # As the place, and in the stack.
+    assert violation.message().count("hub/orm.py:2 in find()") == 2
+    assert [frame.function for frame in violation.stack] == ["find", "view"]
+    assert "await asyncsafe.database_sync_to_async(find)(...)" in violation.message()
+    assert "under  hub/app.py:2 in async view()" in violation.message()
+
+
 def test_the_code_that_started_the_loop_did_not_make_the_call() -> None:
     async def main() -> None:
         asyncio.get_running_loop().call_soon(save)

@@ -1,95 +1,23 @@
-"""sqlite3, the standard library's: every call that steps, writes, locks or opens the file.
-
-Its types live in the C module _sqlite3, which the package imports its names from. C code calls
-none of these through another: `Connection.execute` doesn't pass `Cursor.execute`, nor `with`
-`Connection.commit`, so that each is guarded by itself. `cursor()`, `interrupt()`,
-`create_function()` and the like do no I/O.
-"""
+"""sqlite3, the standard library's: its types live in the C module _sqlite3."""
 
 from __future__ import annotations
 
-import gc
-
-from ..installation import Integration, Operation
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import sqlite3
-    from typing import Any
-
-
-def _sql(self: object, sql: object, *parameters: object) -> object:
-    return sql
-
-
-def _is_open(connection: sqlite3.Connection) -> bool:
-    connection.in_transaction  # noqa: B018  (raises ProgrammingError on a closed connection)
-    return True
-
-
-def _connection(thing: Any) -> Any:
-    """A cursor tells its connection; a blob doesn't, but the garbage collector knows it."""
-    kind = type(thing)
-    if hasattr(kind, "connection"):
-        return thing.connection
-    if hasattr(kind, "in_transaction"):
-        return thing
-    kept = gc.get_referents(thing)
-    return next((one for one in kept if hasattr(type(one), "in_transaction")), None)
-
-
-def _is_open_blob(blob: sqlite3.Blob, *exc_info: object) -> bool:
-    blob.tell()  # raises ProgrammingError on a closed blob
-    return True
-
-
-def _commits(connection: sqlite3.Connection, value: object) -> bool:
-    """`isolation_level = None` and `autocommit = True` commit the open transaction."""
-    return (value is None or value is True) and connection.in_transaction
-
+from ..installation import Integration
+from . import _sqlite
 
 integration: Integration = Integration(
     "sqlite3",
-    {
-        "_sqlite3": {
-            "Connection": [
-                Operation("__init__", called="sqlite3.connect"),
-                Operation("execute", statement=_sql),
-                Operation("executemany", statement=_sql),
-                Operation("executescript", statement=_sql),
-                Operation("commit"),
-                Operation("rollback", cleans_up=True),
-                Operation("__exit__", cleans_up=True),
-                Operation("close", does_block=_is_open, cleans_up=True),
-                Operation("backup"),
-                Operation("serialize"),
-                Operation("blobopen"),
-                Operation("isolation_level", setter=True, does_block=_commits),
-                Operation("autocommit", setter=True, does_block=_commits),
-            ],
-            "Cursor": [
-                Operation("execute", statement=_sql),
-                Operation("executemany", statement=_sql),
-                Operation("executescript", statement=_sql),
-                Operation("fetchone"),
-                Operation("fetchmany"),
-                Operation("fetchall"),
-                Operation("__next__"),
-            ],
-            "Blob": [
-                Operation("read"),
-                Operation("write"),
-                Operation("__getitem__"),
-                Operation("__setitem__"),
-                Operation("__exit__", does_block=_is_open_blob, cleans_up=True),
-                Operation("close", does_block=_is_open_blob, cleans_up=True),
-            ],
-        }
-    },
+    {"_sqlite3": _sqlite.operations("sqlite3")},
     # With a __getitem__ that is written in Python, a type becomes iterable. Blob is not.
     replaced={"_sqlite3": {"Blob": {"__iter__": None}}},
-    connection=_connection,
+    connection=_sqlite.connection_of,
     # aiosqlite calls its connection in a thread; what it calls on the loop doesn't block.
     # coverage and IPython keep books of their own in sqlite, wherever they are called.
     trusted=("aiosqlite", "coverage", "IPython"),
+    exempt={
+        **_sqlite.EXEMPT,
+        "aiosqlite": "it calls sqlite3 in a thread",
+        "coverage, IPython": "they keep books of their own, wherever they are called",
+    },
+    not_guarded=_sqlite.NOT_GUARDED,
 )

@@ -2,7 +2,9 @@
 
 A process may end without being asked (SIGKILL, os._exit, a fork of multiprocessing's), so nothing
 waits for its end: a call site is a line of JSON, written when it first appears, and its numbers
-stand at the beginning of the line in fixed width, overwritten in place as they change.
+stand at the beginning of the line in fixed width, overwritten in place as they change. Each bucket
+of its durations is a line of its own, in which its times stand as they were when that bucket was
+last met: the greatest are the latest. So are the longest stalls.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 from ..messages import fix
-from ..recorder import CallSite, violations
+from ..recorder import CallSite, Stall, violations
 from ..violation import Frame
+from .json import FORMAT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +26,15 @@ if TYPE_CHECKING:
 #: The directory in which `asyncsafe run` has its process and their children keep their files.
 DIRECTORY_VARIABLE = "ASYNCSAFE_RECORDING"
 
-_ENDING = ".recording.jsonl"
-_NUMBERS = (
-    '{"calls":%12d,"raised":%12d,"warned":%12d,"recorded":%12d,"allowed":%12d,'
-    '"seconds":%20.9f,"worst":%20.9f,'
-)
+#: How the names of these files end.
+ENDING = ".recording.jsonl"
+
+_COUNTS = b'{"calls":%12d,"raised":%12d,"warned":%12d,"recorded":%12d,"allowed":%12d,'
+_WAITING = b'"waiting_calls":%12d,"waiting_total":%12d,"waiting_most":%12d,'
+_DURATIONS = b'{"count":%12d,"seconds":%20.9f,"worst":%20.9f,"site":%6d,"bucket":%4d}\n'
+_STALL = b'{"stall":%20.9f,"start":%20.6f,"waiting":%12b,"site":%6d}\n'
+#: Where it begins in a call site's line that others waited.
+_WAITING_AT = len(_COUNTS % (0, 0, 0, 0, 0))
 
 
 class Recording:
@@ -43,8 +49,11 @@ class Recording:
     def _open(self) -> None:
         self._path: str | None = None
         self._file: FileIO | None = None
-        self._lines: dict[CallSite, int] = {}
         self._end = 0
+        #: Each call site's number, and where its line begins.
+        self._sites: dict[CallSite, tuple[int, int]] = {}
+        self._durations: dict[tuple[int, int], int] = {}
+        self._stalls: dict[Stall, int] = {}
 
     def _start_anew(self) -> None:
         """In a forked child: what was recorded until now is the parent's, and so is its file."""
@@ -53,28 +62,70 @@ class Recording:
         violations.clear()
         self._open()
 
-    def keep(self, site: CallSite | None) -> None:
-        """Write down a call site's numbers. None: the count of calls beyond the recorder's limit."""
+    def begin(self) -> None:
+        """Have the recorder tell of its changes, until `end`."""
+        self._end_keeping = violations.keep(self)
+
+    def end(self) -> None:
+        """What is recorded from now on isn't this recording's. It may begin again."""
+        self._end_keeping()
+
+    # What the recorder calls ---------------------------------------------------------------------
+
+    # A full disk, a directory that is gone, a file that the program closed: the program goes on.
+
+    def counted(self, site: CallSite | None) -> None:
+        """Write down how many calls a site had. None: the count of calls beyond the recorder's limit."""
         try:
-            self._keep(site)
+            if not self._end:
+                self._open_file()
+            if site is None:
+                self._write(0, self._header())
+            elif site in self._sites:
+                self._write(self._sites[site][1], _counts(site))
+            else:
+                line = _counts(site) + _waiting(site) + json.dumps(describe(site)).encode()[1:]
+                self._sites[site] = len(self._sites), self._append(line + b"\n")
         except (OSError, ValueError):
-            # A full disk, a directory that is gone, a file that the program closed: it goes on.
             return
 
-    def _keep(self, site: CallSite | None) -> None:
-        if self._file is None:
-            name = f"{os.getpid()}-{os.urandom(4).hex()}{_ENDING}"
-            self._path = os.path.join(self._directory, name)
-            self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (open to the end)
-            self._append(self._header())
-        if site is None:
-            self._write(0, self._header())
-        elif site in self._lines:
-            self._write(self._lines[site], _numbers(site))
-        else:
-            line = _numbers(site) + _description(site)[1:] + b"\n"
-            self._lines[site] = self._end
-            self._append(line)
+    def timed(self, site: CallSite, bucket: int) -> None:
+        """Write down how long a site's calls took."""
+        try:
+            number = self._sites[site][0]
+            count = site.durations.count(bucket)
+            line = _DURATIONS % (count, site.seconds, site.worst, number, bucket)
+            position = self._durations.get((number, bucket))
+            if position is None:
+                self._durations[number, bucket] = self._append(line)
+            else:
+                self._write(position, line)
+        except (OSError, ValueError, KeyError):  # KeyError: its line couldn't be written
+            return
+
+    def waited(self, site: CallSite) -> None:
+        """Write down how many waited for a site's calls."""
+        try:
+            self._write(self._sites[site][1] + _WAITING_AT, _waiting(site))
+        except (OSError, ValueError, KeyError):
+            return
+
+    def stalled(self, stall: Stall, replaced: Stall | None) -> None:
+        """Write down a stall, in the place of the one that it replaces."""
+        try:
+            waiting = b"null" if stall.waiting is None else b"%d" % stall.waiting
+            number = self._sites[stall.site][0]
+            line = _STALL % (stall.seconds, stall.start, waiting, number)
+            position = self._stalls.pop(replaced, None) if replaced is not None else None
+            if position is None:
+                position = self._append(line)
+            else:
+                self._write(position, line)
+            self._stalls[stall] = position
+        except (OSError, ValueError, KeyError):
+            return
+
+    # ---------------------------------------------------------------------------------------------
 
     def move_to(self, directory: str) -> None:
         """Go on in another directory, with what was recorded until now."""
@@ -84,19 +135,40 @@ class Recording:
             os.replace(self._path, moved)
             self._path = moved
 
-    def _header(self) -> bytes:
-        process = {"pid": os.getpid(), "argv": sys.argv, "python": sys.version.split()[0]}
-        dropped = f'{{"dropped":{violations.dropped:12d},'
-        return dropped.encode() + json.dumps(process).encode()[1:] + b"\n"
+    def _open_file(self) -> None:
+        if self._file is None:
+            name = f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}"
+            self._path = os.path.join(self._directory, name)
+            self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (open to the end)
+        self._append(self._header())
 
-    def _append(self, text: bytes) -> None:
-        self._write(self._end, text)
+    def _header(self) -> bytes:
+        process = {
+            "format": FORMAT,
+            "pid": os.getpid(),
+            "argv": sys.argv,
+            "python": sys.version.split()[0],
+        }
+        return b'{"dropped":%12d,' % violations.dropped + json.dumps(process).encode()[1:] + b"\n"
+
+    def _append(self, text: bytes) -> int:
+        """Write it at the end. Returns where it begins."""
+        position = self._end
+        self._write(position, text)
         self._end += len(text)
+        return position
 
     def _write(self, position: int, text: bytes) -> None:
         assert self._file is not None
-        self._file.seek(position)
-        self._file.write(text)
+        if _write_at(self._file, text, position) != len(text):
+            raise OSError("the disk is full")  # what was written is overwritten by the next line
+
+
+def _write_at(file: FileIO, text: bytes, position: int) -> int | None:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(file.fileno(), text, position)
+    file.seek(position)
+    return file.write(text)
 
 
 _recording: Recording | None = None
@@ -107,18 +179,28 @@ def record_into(directory: str) -> None:
     global _recording
     if _recording is None:
         _recording = Recording(directory)
-        violations.keep(_recording.keep)
+        _recording.begin()
     else:
         _recording.move_to(directory)
 
 
-def _numbers(site: CallSite) -> bytes:
-    outcomes = site.outcomes
-    counts = [outcomes.get(name, 0) for name in ("raised", "warned", "recorded", "allowed")]
-    return (_NUMBERS % (site.calls, *counts, site.seconds, site.worst)).encode()
+def _counts(site: CallSite) -> bytes:
+    outcomes = site.outcomes.get
+    return _COUNTS % (
+        site.calls,
+        outcomes("raised", 0),
+        outcomes("warned", 0),
+        outcomes("recorded", 0),
+        outcomes("allowed", 0),
+    )
 
 
-def _description(site: CallSite) -> bytes:
+def _waiting(site: CallSite) -> bytes:
+    return _WAITING % (site.waiting_calls, site.waiting_total, site.waiting_most)
+
+
+def describe(site: CallSite) -> dict[str, Any]:
+    """What is the same for all calls at a call site."""
     violation = site.violation
     names = (
         "operation",
@@ -129,6 +211,7 @@ def _description(site: CallSite) -> bytes:
         "loop_type",
         "task",
         "importing",
+        "phase",
         "reason",
         "begun_by",
     )
@@ -138,7 +221,7 @@ def _description(site: CallSite) -> bytes:
     description["begun_at"] = violation.begun_at and _place(violation.begun_at)
     description["fix"] = fix(violation)
     description["stack"] = [_place(frame) for frame in violation.stack or violation.whole_stack]
-    return json.dumps(description).encode()
+    return description
 
 
 def _place(frame: Frame) -> dict[str, Any]:
@@ -148,42 +231,3 @@ def _place(frame: Frame) -> dict[str, Any]:
         "function": frame.function,
         "async": frame.asynchronous,
     }
-
-
-def read_recordings(directory: str) -> dict[str, Any]:
-    """What all processes recorded: {"processes": [...], "dropped": n, "sites": [...]}, worst first.
-
-    Folders below it count too: they are those of runs within the run. Calls at one place, of one
-    operation, under one coroutine are one site, whichever process made them.
-    """
-    processes = []
-    dropped = 0
-    sites: dict[str, dict[str, Any]] = {}
-    for path in sorted(Path(directory).rglob(f"*{_ENDING}")):
-        with path.open("rb") as file:
-            lines = file.read().split(b"\n")
-        # What follows the last line break was cut off with its process.
-        header, *entries = [json.loads(line) for line in lines[:-1]] or [None]
-        if header is None:
-            continue
-        dropped += header.pop("dropped")
-        processes.append(header)
-        for entry in entries:
-            _merge(sites, entry)
-    worst_first = sorted(sites.values(), key=lambda site: (-site["seconds"], -site["calls"]))
-    return {"processes": processes, "dropped": dropped, "sites": worst_first}
-
-
-def _merge(sites: dict[str, dict[str, Any]], entry: dict[str, Any]) -> None:
-    outcomes = {name: entry.pop(name) for name in ("raised", "warned", "recorded", "allowed")}
-    told = ("operation", "subject", "call_site", "coroutine", "begun_at")
-    key = json.dumps([entry[name] for name in told])
-    site = sites.get(key)
-    if site is None:
-        sites[key] = {**entry, "outcomes": outcomes}
-        return
-    site["calls"] += entry["calls"]
-    site["seconds"] += entry["seconds"]
-    site["worst"] = max(site["worst"], entry["worst"])
-    for name, count in outcomes.items():
-        site["outcomes"][name] += count

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from ..messages import function, place
+from ..messages import during, function, place
 from ..violation import Frame
+from .wording import all_refused, count, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_HEADINGS = ("total", "worst", "calls", "operation", "call site", "under")
+_HEADINGS = ("total", "p95", "worst", "waiting", "calls", "operation", "call site", "under")
 _SHARING_HEADINGS = ("calls", "operation", "call site", "transaction begun at")
 
 #: How many coroutines the table tells how to mend.
@@ -24,29 +25,29 @@ def render(report: dict[str, Any]) -> str:
     # What corrupts data comes before what takes time. Its calls take no time of their own: where
     # they were made on the loop, that is told as well.
     sharing = [site for site in sites if site["begun_at"]]
-    blocking = [site for site in sites if not site["begun_at"]]
+    blocking = [site for site in sites if not (site["begun_at"] or site["phase"])]
+    nobody_waits = [site for site in sites if site["phase"]]
     lines = []
     if sharing:
         rows = [_SHARING_HEADINGS, *map(_sharing_row, sharing)]
         lines += [_summarize_sharing(sharing), "", *_table(rows, "calls"), ""]
     if blocking:
         rows = [_HEADINGS, *map(_row, blocking)]
-        lines += [_summary(blocking), "", *_table(rows, "calls"), ""]
-    fixes = _fixes([*sharing, *blocking])
-    lines += ["To mend them, worst first:" if len(sites) > 1 else "To mend it:", *fixes]
+        told = _summary(blocking, "on the event loop", "blocked it for {}")
+        lines += [told, "", *_table(rows, "calls"), ""]
+    if nobody_waits:
+        rows = [_HEADINGS, *map(_row, nobody_waits)]
+        told = _summary(nobody_waits, _phases(nobody_waits), "took {}, and no request waited")
+        lines += [told, "", *_table(rows, "calls"), ""]
+    to_mend = [*sharing, *blocking, *filter(_was_refused, nobody_waits)]
+    if to_mend:
+        lines.append("To mend them, worst first:" if len(to_mend) > 1 else "To mend it:")
+        lines += [*_fixes(to_mend), ""]
     if report["dropped"]:
-        lines += [
-            "",
-            f"And {report['dropped']} calls at further call sites, which aren't told apart.",
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def seconds(value: float) -> str:
-    """A duration with the unit that suits it."""
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.1f} ms" if value >= 1e-3 else f"{value * 1e6:.0f} µs"
+        lines.append(
+            f"And {report['dropped']} calls at further call sites, which aren't told apart."
+        )
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _table(rows: list[tuple[str, ...]], last_number: str) -> list[str]:
@@ -66,8 +67,8 @@ def _table(rows: list[tuple[str, ...]], last_number: str) -> list[str]:
 def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
     calls, refused = _calls(sites)
     told = (
-        f"asyncsafe: {_count(calls, 'call')} on a connection with another task's open transaction, "
-        f"at {_count(len(sites), 'call site')}"
+        f"asyncsafe: {count(calls, 'call')} on a connection with another task's open transaction, "
+        f"at {count(len(sites), 'call site')}"
     )
     if refused == calls:
         return f"{told}; all were refused."
@@ -80,26 +81,35 @@ def _calls(sites: list[dict[str, Any]]) -> tuple[int, int]:
     return sum(site["calls"] for site in sites), refused
 
 
-def _summary(sites: list[dict[str, Any]]) -> str:
+def _phases(sites: list[dict[str, Any]]) -> str:
+    """When these calls were made: they are told apart, since no request waits for them."""
+    phases = {site["phase"] for site in sites}
+    return "during start-up and shutdown" if len(phases) == 2 else during(*phases)
+
+
+def _was_refused(site: dict[str, Any]) -> bool:
+    return bool(site["outcomes"]["raised"])
+
+
+def _summary(sites: list[dict[str, Any]], where: str, took: str) -> str:
     calls, refused = _calls(sites)
     blocked = seconds(sum(site["seconds"] for site in sites))
-    what = f"{_count(calls, 'synchronous call')} on the event loop, at {_count(len(sites), 'call site')}"
+    what = f"{count(calls, 'synchronous call')} {where}, at {count(len(sites), 'call site')}"
     if refused == calls:
         return f"asyncsafe: {what}; all were refused."
-    told = f"asyncsafe: {what}, blocked it for {blocked}"
+    told = f"asyncsafe: {what}, {took.format(blocked)}"
     return f"{told}; {refused:,} were refused." if refused else f"{told}."
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _row(site: dict[str, Any]) -> tuple[str, ...]:
-    refused = site["outcomes"]["raised"] == site["calls"]
+    refused = all_refused(site)
     at, under = site["call_site"], site["coroutine"]
+    waiting = site["waiting"]
     return (
         "refused" if refused else seconds(site["seconds"]),
+        "" if site["p95"] is None else seconds(site["p95"]),
         "" if refused else seconds(site["worst"]),
+        f"{waiting['most']:,}" if waiting["calls"] else "",
         f"{site['calls']:,}",
         _asked(site),
         _place(at),

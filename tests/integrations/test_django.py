@@ -368,6 +368,10 @@ class TestSetting:
                 {"mode": "strict"},
                 """ASYNCSAFE["mode"] must be one of raise, warn, record, off; it is 'strict'""",
             ),
+            (
+                {"startup": "warn"},
+                """ASYNCSAFE["startup"] must be one of record, raise, off; it is 'warn'""",
+            ),
             ({"aliases": ["d1"]}, """ASYNCSAFE["aliases"] is a dictionary, not ['d1']"""),
             (
                 {"aliases": {"d2": "off"}},
@@ -413,6 +417,24 @@ class TestSetting:
         monkeypatch.delenv("ASYNCSAFE_MODE")
         with setting({}):
             refused(count("default"))
+
+    def test_startup(self, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Django's ORM in the lifespan of another framework's application."""
+
+        def start() -> int:
+            async def server(scope: Any) -> int:
+                return count("default")()
+
+            return asyncio.run(server({"type": "lifespan"}))
+
+        with setting({"mode": "raise"}):
+            assert start() == 1
+        with setting({"startup": "raise"}):
+            with pytest.raises(asyncsafe.SynchronousOnlyOperation, match="during start-up"):
+                start()
+            monkeypatch.setenv("ASYNCSAFE_STARTUP", "record")
+            with setting({"startup": "raise"}):
+                assert start() == 1
 
     def test_off_for_one_alias(self, shop: Shop) -> None:
         """All of its calls are made, those that reach the driver past Django too."""
@@ -550,7 +572,7 @@ class TestChecks:
     def test_unknown_settings(self, tmp_path: Path) -> None:
         said = checked(tmp_path, SHOP_ASYNCSAFE='{"modes": "raise"}')
         assert "(asyncsafe.W001) ASYNCSAFE has no setting 'modes'." in said
-        assert "HINT: There are: mode, aliases, install." in said
+        assert "HINT: There are: mode, startup, aliases, install." in said
 
     def test_deployment(self, tmp_path: Path) -> None:
         environment = {

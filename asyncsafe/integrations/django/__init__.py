@@ -165,17 +165,22 @@ def _fetching(name: str) -> Operation:
     return Operation(name, called=f"django.db.cursor.{name}", does_block=_is_remote)
 
 
-_CURSOR = [
+_EXECUTE = [
     Operation("execute", called="django.db.cursor.execute", statement=_sql),
     Operation("executemany", called="django.db.cursor.executemany", statement=_sql),
+]
+_CURSOR = [
+    *_EXECUTE,
     Operation("callproc", called="django.db.cursor.callproc", statement=_sql),
     _fetching("fetchone"),
     _fetching("fetchmany"),
     _fetching("fetchall"),
     Operation("close", called="django.db.cursor.close", does_block=_is_server_side, cleans_up=True),
-    Operation("__iter__", adapt=_with_mode, does_block=_never),
+    Operation("__iter__", called="django.db.cursor.__iter__", adapt=_with_mode, does_block=_never),
 ]
 
+#: Of Django, by the tests in tests/integrations/.
+TESTED = ("5.2.19", "6.1.3")
 
 integration: Integration = Integration(
     "django",
@@ -226,7 +231,7 @@ integration: Integration = Integration(
                 _of_django("close", does_block=_is_connected, cleans_up=True),
             ],
         },
-        "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _CURSOR},
+        "django.db.backends.utils": {"CursorWrapper": _CURSOR, "CursorDebugWrapper": _EXECUTE},
         __name__: {"_Rows": [_fetching("__next__")]},
     },
     replaced={
@@ -246,4 +251,16 @@ integration: Integration = Integration(
     describe=tell,
     mode=mode_of,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`close()` and `rollback()` without a connection": "they do nothing",
+        "rows that the client has": "on PostgreSQL and MySQL a fetch from them is no I/O",
+        "an alias with the mode `off`": 'as `ASYNCSAFE["aliases"]` says',
+        "`asave()`, `aget()`, `async for`": "Django runs them in a thread",
+    },
+    not_guarded={
+        "caches, files, mail, file sessions": "on demand: their backends may be in memory",
+        "other storages and caches than Django's own": "they are their packages', whose drivers may "
+        "be guarded",
+    },
 )

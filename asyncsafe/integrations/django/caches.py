@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...installation import Integration, Operation
+from . import TESTED
 from .hints import tell
 
 
@@ -15,10 +16,8 @@ def _of(cache: str, *names: str) -> list[Operation]:
     ]
 
 
-_FILES = (
-    *("add", "get", "set", "touch", "delete", "has_key", "clear"),
-    *("get_many", "set_many", "delete_many", "incr"),
-)
+#: get_many() and its like are made of these.
+_FILES = ("add", "get", "set", "touch", "delete", "has_key", "clear")
 _MEMCACHED = (
     *("add", "get", "set", "touch", "delete", "get_many", "incr"),
     *("set_many", "delete_many", "clear"),
@@ -60,4 +59,12 @@ integration: Integration = Integration(
     },
     describe=tell,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`locmem`, `dummy`": "they are in memory",
+        "the database cache": "it is guarded as the database",
+    },
+    not_guarded={
+        "`django-redis` and others": "they are packages of their own",
+    },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...installation import Integration, Operation
+from . import TESTED
 from .hints import tell
 
 if TYPE_CHECKING:
@@ -61,4 +62,11 @@ integration: Integration = Integration(
     },
     describe=tell,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "uploads in memory, `ContentFile`": "they are in memory",
+    },
+    not_guarded={
+        "`FieldFile.read()` and `write()` of an open file": "a file of Python's: each call is short, and a loop of them is told at `open()`",
+    },
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...installation import Integration, Operation
+from . import TESTED
 from .hints import tell
 
 
@@ -26,4 +27,11 @@ integration: Integration = Integration(
     },
     describe=tell,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`console`, `locmem`, `dummy`": "they send nothing",
+    },
+    not_guarded={
+        "backends of other packages": "they are their packages'",
+    },
 )

@@ -7,6 +7,7 @@ as well: a file session has no way that doesn't block.
 from __future__ import annotations
 
 from ...installation import Integration, Operation
+from . import TESTED
 from .hints import tell
 
 integration: Integration = Integration(
@@ -21,4 +22,11 @@ integration: Integration = Integration(
     },
     describe=tell,
     distributions=("Django",),
+    tested=TESTED,
+    exempt={
+        "`signed_cookies`": "it does no I/O",
+    },
+    not_guarded={
+        "`cache`, `db`, `cached_db`": "they are guarded as the cache and the database are",
+    },
 )

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from ...exceptions import ConfigurationError
 from ...installation import OPTIONAL
-from ...policy import MODES, set_project_mode
+from ...policy import MODES, STARTUPS, set_project_mode
 from ...scopes import is_exempt
 
 if TYPE_CHECKING:
     from ...policy import Mode
 
 #: The settings there are.
-KNOWN = ("mode", "aliases", "install")
+KNOWN = ("mode", "startup", "aliases", "install")
+
+_STARTUP = 'ASYNCSAFE["startup"]'
 
 _aliases: dict[str, Mode] = {}
 
@@ -27,7 +29,9 @@ def read() -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ConfigurationError(f"ASYNCSAFE is a dictionary, not {type(given).__name__}")
     if "mode" in given:
-        _check_mode(given["mode"], 'ASYNCSAFE["mode"]')
+        _check(given["mode"], MODES, 'ASYNCSAFE["mode"]')
+    if "startup" in given:
+        _check(given["startup"], STARTUPS, _STARTUP)
     aliases = given.get("aliases", {})
     if not isinstance(aliases, dict):
         raise ConfigurationError(f'ASYNCSAFE["aliases"] is a dictionary, not {aliases!r}')
@@ -37,7 +41,7 @@ def read() -> dict[str, Any]:
             raise ConfigurationError(
                 f'ASYNCSAFE["aliases"] names {alias!r}, which is not in DATABASES: {known}'
             )
-        _check_mode(mode, f'ASYNCSAFE["aliases"][{alias!r}]')
+        _check(mode, MODES, f'ASYNCSAFE["aliases"][{alias!r}]')
     extra = given.get("install", [])
     if not isinstance(extra, (list, tuple)) or any(name not in OPTIONAL for name in extra):
         raise ConfigurationError(
@@ -51,7 +55,8 @@ def apply() -> None:
     given = read()
     aliases = given.get("aliases", {})
     own_modes = any(mode != "off" for mode in aliases.values())
-    set_project_mode(given.get("mode"), 'ASYNCSAFE["mode"]', own_modes=own_modes)
+    startup = (given["startup"], _STARTUP) if "startup" in given else None
+    set_project_mode(given.get("mode"), 'ASYNCSAFE["mode"]', own_modes=own_modes, startup=startup)
     _aliases.clear()
     _aliases.update(aliases)
 
@@ -67,6 +72,6 @@ def mode_of(thing: Any) -> Mode | None:
     return _aliases.get(alias)
 
 
-def _check_mode(mode: Any, where: str) -> None:
-    if mode not in MODES:
-        raise ConfigurationError(f"{where} must be one of {', '.join(MODES)}; it is {mode!r}")
+def _check(value: Any, values: tuple[str, ...], where: str) -> None:
+    if value not in values:
+        raise ConfigurationError(f"{where} must be one of {', '.join(values)}; it is {value!r}")

@@ -1,4 +1,4 @@
-"""Pony: sessions, caches and connections, which it keeps for each thread.
+"""Sessions, caches and connections, which pony keeps for each thread.
 
 Its classes inherit from `pony.utils.localbase`, which is `threading.local`. A base can't be changed
 once a class has it, so that it is replaced before `pony.orm` is imported.
@@ -10,10 +10,10 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .. import owners
-from ..exceptions import ConfigurationError
-from ..imports import forget, when_imported
-from ..thread_locals import SwappedLocal, local_base
+from ... import owners
+from ...exceptions import ConfigurationError
+from ...imports import forget, when_imported
+from ...thread_locals import SwappedLocal, local_base
 
 if TYPE_CHECKING:
     from types import ModuleType

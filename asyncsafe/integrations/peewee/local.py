@@ -1,4 +1,4 @@
-"""peewee: the state of a Database, which it keeps for each thread.
+"""The state of a Database, which peewee keeps for each thread.
 
 `Database._state` (a `_ConnectionLocal`) holds the connection and the stack of transactions. No
 public way leads to it: peewee's documentation names `_state` itself for FastAPI, and peewee's
@@ -10,9 +10,9 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..exceptions import ConfigurationError, SynchronousOnlyOperation
-from ..thread_locals import OwnerLocal, SwappedLocal, swap
-from ..transactions import in_transaction
+from ...exceptions import ConfigurationError, SynchronousOnlyOperation
+from ...thread_locals import OwnerLocal, SwappedLocal, swap
+from ...transactions import in_transaction
 
 
 def use_local(database: Any) -> SwappedLocal:

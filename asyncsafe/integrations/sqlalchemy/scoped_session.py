@@ -6,8 +6,8 @@ import sys
 import threading
 from typing import Any
 
-from ..exceptions import ConfigurationError
-from ..thread_locals import OwnerLocal, SwappedLocal, swap
+from ...exceptions import ConfigurationError
+from ...thread_locals import OwnerLocal, SwappedLocal, swap
 
 
 def use_local(session: Any) -> SwappedLocal:
