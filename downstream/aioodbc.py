@@ -28,7 +28,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
                 "aioodbc",
                 f"aioodbc {version} on PostgreSQL",
                 ["tests"],
-                [],
+                ["pyodbc"],
                 pytest=True,
                 python=python,
                 directory=sources,

@@ -37,7 +37,7 @@ def environment(requirements: Sequence[str], directory: Path) -> Path:
         return python
     venv.create(folder, clear=True, symlinks=True)
     noted.with_suffix(".in").write_text(wanted)
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq"]
     subprocess.run([*command, "-r", str(noted.with_suffix(".in"))], check=True)
     noted.with_suffix(".in").rename(noted)
     return python

@@ -100,10 +100,10 @@ def parts(dsn: str) -> dict[str, str]:
     return {key: str(given[key]) for key in ("host", "port", "user", "password") if given.get(key)}
 
 
-def fresh(dsn: str, *statements: str) -> str:
+def fresh(dsn: str, *statements: str, name: str | None = None) -> str:
     """The name of a new database on that server, in which the statements have been executed."""
-    name = f"asyncsafe_downstream_{os.getpid()}_{len(_made)}"
-    _execute(dsn, f"create database {name}")
+    name = name or f"asyncsafe_downstream_{os.getpid()}_{len(_made)}"
+    _execute(dsn, f"drop database if exists {name}", f"create database {name}")
     _made.append(name)
     _execute(dsn, *statements, dbname=name)
     return name

@@ -1,6 +1,7 @@
-"""PyMySQL's own tests, from the last source distribution that carries them, with what is installed.
+"""PyMySQL's own tests, with the version that is installed.
 
-Later ones have none. They are a package in pymysql, and so they are put beside what is installed.
+Its distributions on the package index have none of them: they are those of the version in Debian.
+They are a package in pymysql, and so they are put beside what is installed.
 """
 
 from __future__ import annotations
@@ -13,33 +14,27 @@ from pathlib import Path
 
 from .environments import environment, installed, packages
 from .mysql import Mysql, running_mysql
-from .sources import fetch
+from .sources import fetch_from_debian
 from .suites import Suite
-
-CARRIES_TESTS = "0.10.1"
 
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
     version = installed("pymysql")
-    sources = fetch("pymysql", CARRIES_TESTS, directory) / "pymysql"
+    sources = fetch_from_debian("python-pymysql", directory)
     python = environment(["pymysql", "pytest"], directory)
-    package = packages(python) / "pymysql"
-    shutil.copytree(sources / "tests", package / "tests", dirs_exist_ok=True)
-    # What the tests use, and what is gone: of PyMySQL, and of the standard library.
-    for module in "_compat.py", "util.py":
-        shutil.copy(sources / module, package)
-    (package.parent / "imp.py").write_text("from importlib import reload\n")
+    tests = packages(python) / "pymysql" / "tests"
+    shutil.copytree(sources / "pymysql" / "tests", tests, dirs_exist_ok=True)
     with running_mysql() as server:
         yield [
             Suite(
                 "pymysql",
-                f"PyMySQL {version}, by the tests of {CARRIES_TESTS}",
+                f"PyMySQL {version}, by the tests of {sources.name}",
                 ["--pyargs", "pymysql.tests"],
                 ["pymysql"],
                 pytest=True,
                 python=python,
-                environment=lambda: _environment(server, package / "tests"),
+                environment=lambda: _environment(server, tests),
             )
         ]
 

@@ -23,7 +23,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
                 "postgres",
                 f"pyodbc {version} on PostgreSQL",
                 ["tests/postgresql_test.py"],
-                [],
+                ["pyodbc"],
                 pytest=True,
                 python=python,
                 directory=sources,

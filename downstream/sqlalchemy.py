@@ -52,7 +52,7 @@ def suite(
         driver,
         f"SQLAlchemy {version} with {driver}",
         [*arguments, "--maxfail=0", f"--dburi={uri}"],
-        libraries,
+        ["sqlalchemy", *libraries],
         pytest=True,
         python=environment(requirements, directory / driver),
         directory=fetch("sqlalchemy", version, directory),

@@ -69,6 +69,8 @@ BLOCKS = {f"test_suite.py::test_blocks[{times}]": "it says so" for times in (1, 
 def suite(directory: Path, code: str = TESTS, **more: Any) -> Suite:
     (directory / "test_suite.py").write_text(code)
     given: dict[str, Any] = {"pytest": True, "directory": directory, **more}
+    # The Python of this run has plugins, ours among them; a suite's own hasn't.
+    given["environment"] = lambda: {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return Suite("suite", "A suite", ["test_suite.py"], ["sqlite3"], **given)
 
 
