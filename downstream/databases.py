@@ -31,7 +31,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
             "sqlite",
             f"databases {version} on sqlite",
             ["tests"],
-            ["sqlite3"],
+            ["sqlalchemy", "sqlite3"],
             pytest=True,
             python=python,
             directory=sources,

@@ -8,11 +8,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from .postgres import running_postgres
+from .environments import installed
+from .postgres import parts, running_postgres
 from .sources import fetch
 from .suites import Suite
 
@@ -33,14 +33,14 @@ USE_TZ = False
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
-    installed = version("Django")
-    tests = fetch("django", installed, directory) / "tests"
+    version = installed("Django")
+    tests = fetch("django", version, directory) / "tests"
     (tests / "downstream_settings.py").write_text(SETTINGS)
     command = ["runtests.py", "--settings=downstream_settings", "--parallel=1", "--noinput", "-v2"]
     suites = [
         Suite(
             "sqlite",
-            f"Django {installed} on sqlite: {' '.join(ON_SQLITE)}",
+            f"Django {version} on sqlite: {' '.join(ON_SQLITE)}",
             [*command, *ON_SQLITE],
             ["django", "sqlite3"],
             directory=tests,
@@ -49,7 +49,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
     ]
     with running_postgres() as dsn:
         for driver, other in DRIVERS.items():
-            title = f"Django {installed} on PostgreSQL with {driver}: {' '.join(ON_POSTGRES)}"
+            title = f"Django {version} on PostgreSQL with {driver}: {' '.join(ON_POSTGRES)}"
             if dsn is None or find_spec(driver) is None:
                 print(f"{title}\n  not run: it needs {driver} and a server")
                 continue
@@ -81,12 +81,5 @@ def _databases(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _server(dsn: str) -> dict[str, str]:
-    try:
-        from psycopg.conninfo import conninfo_to_dict as parse_dsn
-    except ImportError:
-        from psycopg2.extensions import parse_dsn
-    given = parse_dsn(dsn)
-    keys = ("host", "port", "user", "password")
-    return {"ENGINE": "django.db.backends.postgresql"} | {
-        key.upper(): str(given[key]) for key in keys if key in given
-    }
+    options = {key.upper(): value for key, value in parts(dsn).items()}
+    return {"ENGINE": "django.db.backends.postgresql", **options}

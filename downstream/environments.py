@@ -6,6 +6,7 @@ import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,12 +16,12 @@ from .suites import NotRun
 ALWAYS = ("asgiref",)
 
 
-def installed(distribution: str) -> str:
-    """The version of it that this Python has."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        raise NotRun(f"{distribution} is not installed") from None
+def installed(*distributions: str) -> str:
+    """The version that this Python has of one of them."""
+    for distribution in distributions:
+        with suppress(PackageNotFoundError):
+            return version(distribution)
+    raise NotRun(f"{distributions[0]} is not installed")
 
 
 def environment(requirements: Sequence[str], directory: Path) -> Path:
@@ -36,7 +37,7 @@ def environment(requirements: Sequence[str], directory: Path) -> Path:
         return python
     venv.create(folder, clear=True, symlinks=True)
     noted.with_suffix(".in").write_text(wanted)
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-qq"]
     subprocess.run([*command, "-r", str(noted.with_suffix(".in"))], check=True)
     noted.with_suffix(".in").rename(noted)
     return python
@@ -47,3 +48,9 @@ def _pinned(requirement: str) -> str:
         return f"{requirement}=={version(requirement)}"
     except PackageNotFoundError:
         return requirement
+
+
+def packages(python: Path) -> Path:
+    """Where that interpreter, made by `environment()`, has what is installed."""
+    (folder,) = (python.parent.parent / "lib").glob("python*/site-packages")
+    return folder

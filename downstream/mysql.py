@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from .suites import NotRun
 
@@ -22,6 +22,12 @@ class Mysql:
     password: str
     made: list[str] = field(default_factory=list)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def url(self) -> str:
+        """All of a URL but its scheme and its path."""
+        user = quote(self.user) + (f":{quote(self.password)}" if self.password else "")
+        return f"{user}@{self.host}:{self.port}"
 
     def fresh(self, name: str | None = None) -> str:
         """The name of a new, empty database; by default one that nobody has."""

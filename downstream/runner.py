@@ -19,13 +19,18 @@ from typing import Any
 
 #: By library: its module, and what must be refused on the loop while it is guarded.
 MUST_BE_REFUSED: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "apsw": ("apsw", lambda apsw: apsw.Connection(":memory:").execute("select 1")),
     "django": ("django", lambda django: django.db.connection.cursor()),
     "mysql.connector": ("mysql.connector", lambda connector: connector.connect(port=1)),
     "mysqlclient": ("MySQLdb", lambda mysqldb: mysqldb.connect(host="127.0.0.1", port=1)),
+    "peewee": ("peewee", lambda peewee: peewee.SqliteDatabase(":memory:").connect()),
     "pg8000": ("pg8000", lambda pg8000: pg8000.connect("nobody", port=1)),
+    "pony": ("pony.orm", lambda pony: pony.Database("sqlite", ":memory:")),
     "psycopg": ("psycopg", lambda psycopg: psycopg.connect("host=/nowhere")),
     "psycopg2": ("psycopg2", lambda psycopg2: psycopg2.connect("host=/nowhere")),
     "pymysql": ("pymysql", lambda pymysql: pymysql.connect(host="127.0.0.1", port=1)),
+    "pyodbc": ("pyodbc", lambda pyodbc: pyodbc.connect("Driver=nothing")),
+    "sqlalchemy": ("sqlalchemy", lambda sa: sa.create_engine("sqlite://").connect()),
     "sqlite3": ("sqlite3", lambda sqlite3: sqlite3.connect(":memory:")),
 }
 

@@ -1,4 +1,4 @@
-"""SQLAlchemy's own tests, from the source distribution of the version that is installed."""
+"""SQLAlchemy's own tests, from the source distribution of the version that is installed: on sqlite."""
 
 from __future__ import annotations
 
@@ -10,27 +10,69 @@ from .environments import environment, installed
 from .sources import fetch
 from .suites import Suite
 
-REQUIREMENTS = ["sqlalchemy", "greenlet", "aiosqlite", "pytest"]
+#: Of all the tests, which take an hour, those of what reaches the database: each dialect's, those
+#: of engines, connections, pools and sessions, and of what loads by itself.
+DIALECT = ["test/dialect/test_suite.py", "test/orm/test_session.py", "test/orm/test_transaction.py"]
+ALL = [*DIALECT, "test/engine", "test/base/test_result.py", "test/orm/test_lazy_relations.py"]
+ALL += ["test/orm/test_loading.py", "test/orm/test_query.py", "test/orm/test_scoping.py"]
+ALL += ["test/orm/test_unitofwork.py", "test/sql/test_query.py", "test/sql/test_resultset.py"]
+ASYNCHRONOUS = ["test/ext/asyncio", "test/dialect/test_suite.py"]
 
-#: What the counts of calls and the clock decide, and what runs type checkers.
-IGNORED = ["test/aaa_profiling", "test/perf", "test/typing"]
+#: By default each test, a synchronous driver's too, is run by a greenlet below a coroutine.
+OFF_LOOP = "--disable-asyncio"
+
+ON_PURPOSE = {
+    f"test/ext/asyncio/test_engine.py::TextSyncDBAPI::{test}": (
+        "its asynchronous engine is given sqlite3 for a driver, which it calls on the loop"
+    )
+    for test in (
+        "test_sync_driver_execution[<lambda>0]",
+        "test_sync_driver_execution[<lambda>1]",
+        "test_sync_driver_execution[<lambda>2]",
+        "test_sync_driver_run_sync",
+    )
+}
 
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
-    version = installed("sqlalchemy")
-    sources = fetch("sqlalchemy", version, directory)
-    python = environment(REQUIREMENTS, directory)
     yield [
-        Suite(
-            "sqlite",
-            f"SQLAlchemy {version} on sqlite",
-            ["test", *(f"--ignore={folder}" for folder in IGNORED), "--maxfail=0", "-q"],
-            ["sqlite3"],
-            pytest=True,
-            python=python,
-            directory=sources,
-            # Its conftest.py then takes what is installed, not what lies beside it.
-            environment=lambda: {"PYTHONNOUSERSITE": "1"},
-        )
+        suite(directory, "sqlite", [*ALL, OFF_LOOP], "sqlite://", ["sqlite3"]),
+        suite(directory, "aiosqlite", ASYNCHRONOUS, "sqlite+aiosqlite://", ["sqlite3"]),
     ]
+
+
+def suite(
+    directory: Path, driver: str, arguments: list[str], uri: str, libraries: list[str]
+) -> Suite:
+    """Those tests on the database of the URI, in which they do as they like."""
+    version = installed("sqlalchemy")
+    requirements = ["sqlalchemy", "greenlet", "pytest", *DRIVERS[driver]]
+    return Suite(
+        driver,
+        f"SQLAlchemy {version} with {driver}",
+        [*arguments, "--maxfail=0", f"--dburi={uri}"],
+        ["sqlalchemy", *libraries],
+        pytest=True,
+        python=environment(requirements, directory / driver),
+        directory=fetch("sqlalchemy", version, directory),
+        # Its conftest.py then takes what is installed, not what lies beside it.
+        environment=lambda: {"PYTHONNOUSERSITE": "1"},
+        on_purpose=ON_PURPOSE if "test/ext/asyncio" in arguments else {},
+    )
+
+
+#: What each needs to be installed.
+DRIVERS = {
+    "aiomysql": ["aiomysql", "pymysql"],
+    "aiosqlite": ["aiosqlite"],
+    "asyncmy": ["asyncmy"],
+    "asyncpg": ["asyncpg"],
+    "mysqldb": ["mysqlclient"],
+    "pg8000": ["pg8000"],
+    "psycopg": ["psycopg", "psycopg-binary"],
+    "psycopg2": ["psycopg2-binary"],
+    "psycopg_async": ["psycopg", "psycopg-binary"],
+    "pymysql": ["pymysql"],
+    "sqlite": [],
+}

@@ -28,7 +28,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
             "sqlmodel",
             f"SQLModel {version}",
             ["tests"],
-            ["sqlite3"],
+            ["sqlalchemy", "sqlite3"],
             pytest=True,
             python=python,
             directory=sources,
