@@ -20,6 +20,9 @@ from jupyter_client.manager import start_new_kernel
 
 Notebook = Callable[..., list[str]]
 
+#: A kernel takes seconds to start, and a busy machine minutes.
+pytestmark = pytest.mark.timeout(300)
+
 START = """\
 %load_ext asyncsafe
 import asyncio, sqlite3
@@ -56,7 +59,7 @@ def notebook(home: Path) -> Notebook:
             document,
             kernel_name="python3",
             allow_errors=True,
-            timeout=60,
+            timeout=120,
             resources={"metadata": {"path": str(home)}},
         ).execute()
         return ["".join(map(shown, cell.outputs)).strip() for cell in document.cells]
@@ -90,7 +93,7 @@ def execute(kernel: BlockingKernelClient, code: str, **options: Any) -> str:
                 shown(nbformat.from_dict({"output_type": message["msg_type"], **content}))
             )
 
-    kernel.execute_interactive(textwrap.dedent(code), timeout=60, output_hook=output, **options)
+    kernel.execute_interactive(textwrap.dedent(code), timeout=120, output_hook=output, **options)
     return "".join(outputs).strip()
 
 
@@ -104,7 +107,7 @@ def terminal(home: Path, *cells: str) -> list[str]:
         input="\n".join(typed),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     assert not result.stderr
@@ -542,19 +545,19 @@ def test_what_runs_unseen_may_use_it(kernel: BlockingKernelClient) -> None:
 def test_the_kernels_own_history_goes_on(kernel: BlockingKernelClient) -> None:
     execute(kernel, START)
     assert execute(kernel, "count()") == "0"
-    reply = kernel.history(hist_access_type="tail", n=1, reply=True, timeout=60)
+    reply = kernel.history(hist_access_type="tail", n=1, reply=True, timeout=120)
     assert reply["content"]["status"] == "ok"
     assert reply["content"]["history"][0][2] == "count()"
 
 
 def test_subshells_have_cells_of_their_own(kernel: BlockingKernelClient) -> None:
     """Threads, each with a loop: a cell that ends in one takes nothing from a cell in the other."""
-    info = kernel.kernel_info(reply=True, timeout=60)["content"]
+    info = kernel.kernel_info(reply=True, timeout=120)["content"]
     if "kernel subshells" not in info.get("supported_features", []):
         pytest.skip("this kernel has no subshells")
     execute(kernel, START)
     kernel.control_channel.send(kernel.session.msg("create_subshell_request"))
-    created = kernel.get_control_msg(timeout=60)["content"]
+    created = kernel.get_control_msg(timeout=120)["content"]
     execute(
         kernel,
         """
@@ -564,7 +567,7 @@ def test_subshells_have_cells_of_their_own(kernel: BlockingKernelClient) -> None
         """,
     )
     kernel.execute("print('begun')\nawait asyncio.to_thread(begun.wait)\nseen.append(count())")
-    while kernel.get_iopub_msg(timeout=60)["content"].get("text", "").strip() != "begun":
+    while kernel.get_iopub_msg(timeout=120)["content"].get("text", "").strip() != "begun":
         pass
     code = "begun.set()\nawait asyncio.to_thread(ended.wait)\nseen.append(count())\ndone.set()"
     message = kernel.session.msg("execute_request", {"code": code, "silent": True})
@@ -577,7 +580,13 @@ def test_subshells_have_cells_of_their_own(kernel: BlockingKernelClient) -> None
 # Django and SQLAlchemy -----------------------------------------------------------------------------
 
 SETTINGS = """
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "django.db"}}
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": "django.db",
+        "OPTIONS": {"init_command": "PRAGMA synchronous = OFF"},
+    }
+}
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes"]
 USE_TZ = True
 """
