@@ -385,6 +385,22 @@ def test_a_session_without_anything(shop: Shop, heard: list[Any]) -> None:
     assert heard == []
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: s.db.select("select 1"),
+        lambda s: s.db.get_connection(),
+        lambda s: s.Order.get(total=10),
+        lambda s: s.Order.select()[:],
+    ],
+)
+def test_outside_of_a_session_ponys_own_error_stays(call: Any, sqlite_shop: Shop) -> None:
+    asyncsafe.install()
+    with pytest.raises(core.TransactionError, match="db_session is required"):
+        on_loop(partial(call, sqlite_shop))
+    assert not asyncsafe.violations
+
+
 # Sessions ----------------------------------------------------------------------------------------
 
 

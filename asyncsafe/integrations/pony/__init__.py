@@ -101,10 +101,15 @@ def _of_database(asks: Callable[[Any], bool]) -> Callable[..., bool]:
     return does_block
 
 
+def _in_session(database: Any, *args: Any, **kwargs: Any) -> bool:
+    """Outside of a session, pony has an error of its own."""
+    local = _core().local
+    return bool(local.db_context_counter) or database in local.db2cache
+
+
 def _begins(database: Any) -> bool:
-    """Outside of a session, it has an error of its own."""
     cache = _core().local.db2cache.get(database)
-    return cache is None or not cache.in_transaction
+    return _in_session(database) and (cache is None or not cache.in_transaction)
 
 
 def _disconnects(database: Any) -> bool:
@@ -230,7 +235,12 @@ integration: Integration = Integration(
                 Operation("__exit__", adapt=_leaving, does_block=_never),
             ],
             "Database": [
-                Operation("_exec_sql", called="pony.Database.execute", statement=_sql),
+                Operation(
+                    "_exec_sql",
+                    called="pony.Database.execute",
+                    statement=_sql,
+                    does_block=_in_session,
+                ),
                 Operation("get_connection", does_block=_begins),
                 Operation("commit", does_block=_of_database(_commits)),
                 Operation("rollback", does_block=_of_database(_is_connected), cleans_up=True),
