@@ -250,7 +250,7 @@ function histogram(site) {
 function large(site) {
   const [width, height] = [640, 110];
   const x = (seconds) => Math.min(width, Math.max(0, ((Math.log10(seconds) - low) / (high - low)) * width));
-  const svg = draw("svg", { width, height: height + 34, viewBox: `-12 -16 ${width + 24} ${height + 34}`, role: "img" });
+  const svg = draw("svg", { width, height: height + 34, viewBox: `-24 -16 ${width + 48} ${height + 34}`, role: "img" });
   svg.setAttribute("aria-label", `How many calls took how long: p50 ${duration(site.p50)}, p95 ${duration(site.p95)}, p99 ${duration(site.p99)}`);
   svg.setAttribute("class", "large");
   svg.append(bars(site, width, height, 96), draw("path", { class: "axis", d: `M0 ${height + 0.5}h${width}` }));
@@ -278,24 +278,27 @@ function tree() {
   const root = { name: "the event loop", value: 0, calls: 0, children: [], below: new Map(), kind: "root" };
   for (const site of found) {
     if (!site.seconds) continue;
-    const path = [...site.stack].reverse().map((place) => [place, places[place][2], places[place][3] ? "async" : "sync", where(place)]);
-    path.push([site.operation, site.subject || site.operation, "call", site.operation]);
+    const path = [...site.stack].reverse().map((place) => {
+      const [file, line, name, asynchronous] = places[place];
+      return { key: `${file}\n${name}`, name, kind: asynchronous ? "async" : "sync", file, line };
+    });
+    path.push({ key: site.operation, name: site.subject || site.operation, kind: "call" });
     let node = root;
     node.value += site.seconds;
     node.calls += site.calls;
-    for (const [key, name, kind, told] of path) {
+    for (const { key, ...frame } of path) {
       let next = node.below.get(key);
       if (!next) {
-        next = { name, kind, told, value: 0, calls: 0, children: [], below: new Map() };
+        next = { ...frame, value: 0, calls: 0, children: [], below: new Map() };
         node.below.set(key, next);
         node.children.push(next);
       }
+      if (next.line !== frame.line) next.line = null;  // the function calls from several
       next.value += site.seconds;
       next.calls += site.calls;
       node = next;
     }
   }
-  root.told = root.name;
   return root;
 }
 
@@ -307,7 +310,7 @@ function gather(node, least) {
   if (!narrow.length) return;
   const sum = (name) => narrow.reduce((total, child) => total + child[name], 0);
   const name = narrow.length === 1 ? narrow[0].name : `${count(narrow.length)} more`;
-  node.children.push({ name, told: name, kind: "root", value: sum("value"), calls: sum("calls"), children: [] });
+  node.children.push({ name, kind: "root", value: sum("value"), calls: sum("calls"), children: [] });
 }
 
 const KINDS = { root: "--line", async: "--async", sync: "--sync", call: "--call" };
@@ -320,7 +323,8 @@ function showFlame() {
   $("reset").hidden = true;
   $("flame-details").textContent = root.value ? "\u00a0" : "No call here took any time.";
   if (!root.value) return;
-  const label = (d) => `${d.data.told}: ${duration(d.data.value)}, ${((100 * d.data.value) / root.value).toFixed(1)} %, ${count(d.data.calls)} calls`;
+  const told = ({ name, file, line }) => (file ? `${file}${line === null ? "" : `:${line}`} ${name}` : name);
+  const label = (d) => `${told(d.data)}: ${duration(d.data.value)}, ${((100 * d.data.value) / root.value).toFixed(1)} %, ${count(d.data.calls)} calls`;
   chart = flame.flamegraph()
     .width(box.clientWidth)
     .cellHeight(21)
@@ -332,7 +336,7 @@ function showFlame() {
     .tooltip(false)
     .setLabelHandler(label)
     .setColorMapper((d) => css(KINDS[d.data.kind]))
-    .setDetailsHandler((told) => { $("flame-details").textContent = told || "\u00a0"; })
+    .setDetailsHandler((text) => { $("flame-details").textContent = text || "\u00a0"; })
     .onClick((d) => {
       $("reset").hidden = !d.parent;
       requestAnimationFrame(() => makeKeyboard(box, label, d));
