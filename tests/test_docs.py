@@ -3,10 +3,13 @@
 A block is what its language says: `python` blocks of a page are one script, `sh` blocks are
 commands, `toml`, `json`, `yaml` and `ini` are read. A comment above it may say more:
 
-    <!-- file: app.py -->          it is a file's content
+    <!-- file: app.py -->          it is a file's content (which may stand in the comment itself,
+                                   where the reader needn't see it)
     <!-- exit: 3 -->               the commands' exit status
     <!-- output -->                what the commands before it print, but for durations
     <!-- not run: reason -->       it is neither
+
+A block without a language is what something prints or holds, and no command.
 
 Files are written first, then commands are run, then the script, all in one directory.
 """
@@ -39,6 +42,9 @@ _BLOCK = re.compile(
 )
 
 
+_HIDDEN_FILE = re.compile(r"^<!-- file: (?P<name>\S+)\n(?P<code>.*?)^-->$", re.DOTALL | re.MULTILINE)
+
+
 @dataclass
 class Block:
     """A fenced block of a page, and what the comment above it says."""
@@ -50,7 +56,10 @@ class Block:
 
 
 def blocks(page: str) -> Iterator[Block]:
-    for found in _BLOCK.finditer((DOCS / page).read_text()):
+    text = (DOCS / page).read_text()
+    for hidden in _HIDDEN_FILE.finditer(text):
+        yield Block("", hidden["code"], "file", hidden["name"])
+    for found in _BLOCK.finditer(text):
         what, _, argument = (found["comment"] or "").partition(": ")
         if found["language"].startswith("{"):  # a directive of Sphinx's
             continue
@@ -62,6 +71,8 @@ def read_yaml(text: str) -> object:
 
     return yaml.safe_load(text)
 
+
+_COMMAND = re.compile(r"^(asyncsafe (run|report|info)|pytest|pip|python) ", re.MULTILINE)
 
 READERS = {
     "toml": tomllib.loads,
@@ -114,6 +125,8 @@ def test_what_stands_in_the_blocks_is_run(
             assert ran.returncode == int(block.argument or 0), printed
         elif block.language == "python":
             script += f"{block.code}\n"
+        elif not block.language:
+            assert not _COMMAND.search(block.code), "commands are `sh`"
         elif block.language in READERS:
             if block.language == "yaml" and not _has_yaml():
                 missing("PyYAML", "pip install 'asyncsafe[docs]'")
