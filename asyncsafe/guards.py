@@ -135,6 +135,9 @@ def blocked(
     Or this thread works for a task, and the call is one on a connection, which another task may
     be using.
     """
+    if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
+        # Here, since asynchronous engines' calls (SQLAlchemy's) come this way many times a query.
+        return _forward(call, args, kwargs)
     if args and scopes.is_exempt(args[0], guard.connection):
         with Inside("unguarded"):
             return _forward(call, args, kwargs)
