@@ -38,6 +38,7 @@ def measure(quick: bool) -> Iterator[Table]:
         "µs",
         {CALL: kept[CALL], KEPT: kept[RECORDED]},
         {CALL: CALL, KEPT: CALL},
+        added_at_most={KEPT: 10},
     )
     yield Table(
         "Memory of the process meanwhile",

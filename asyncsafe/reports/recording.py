@@ -20,6 +20,7 @@ from .json import FORMAT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from io import FileIO
     from typing import Any
 
@@ -140,6 +141,7 @@ class Recording:
             name = f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}"
             self._path = os.path.join(self._directory, name)
             self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (open to the end)
+            self._descriptor = self._file.fileno()
         self._append(self._header())
 
     def _header(self) -> bytes:
@@ -159,16 +161,17 @@ class Recording:
         return position
 
     def _write(self, position: int, text: bytes) -> None:
-        assert self._file is not None
-        if _write_at(self._file, text, position) != len(text):
+        if _write_at(self._descriptor, text, position) != len(text):
             raise OSError("the disk is full")  # what was written is overwritten by the next line
 
 
-def _write_at(file: FileIO, text: bytes, position: int) -> int | None:
-    if hasattr(os, "pwrite"):
-        return os.pwrite(file.fileno(), text, position)
-    file.seek(position)
-    return file.write(text)
+def _seek_and_write(descriptor: int, text: bytes, position: int) -> int:
+    os.lseek(descriptor, position, os.SEEK_SET)
+    return os.write(descriptor, text)
+
+
+#: Called twice for each call that is recorded.
+_write_at: Callable[[int, bytes, int], int] = getattr(os, "pwrite", _seek_and_write)
 
 
 _recording: Recording | None = None
