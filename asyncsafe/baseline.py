@@ -33,8 +33,8 @@ _SHARING = " in another task's transaction"
 #: What version control writes where it could not merge.
 _CONFLICT = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")
 
-#: The files in which processes keep what their baselines were asked for.
-_ENDING = ".asked.txt"
+#: The files in which processes keep the call sites that they met.
+_ENDING = ".met.txt"
 
 #: How many calls are told apart by what is cheap to compare.
 _CALL_LIMIT = 20_000
@@ -52,15 +52,15 @@ class Baseline:
         self.path: str = path
         #: Why what it knows is let through.
         self.reason: str = f"in the baseline {os.path.basename(path)}"
-        #: Every call site that was asked for.
-        self.asked: set[str] = set()
+        #: Every call site that was met.
+        self.met: set[str] = set()
         #: Each entry, with the comment lines that stand above it, and those below the last.
         self._known = known
         self._last = last
         self._directory: str | None = None
         self._paths: dict[str, str] = {}
-        #: Each value keeps alive what its key names by id.
-        self._calls: dict[tuple[Any, ...], tuple[str | None, Any]] = {}
+        #: From what is cheap to compare to the entry. Each value keeps alive what its key names by id.
+        self._calls: dict[tuple[Any, ...], tuple[str, bool, Any]] = {}
 
     def __repr__(self) -> str:
         return f"<Baseline {self.path}, {len(self._known)} call sites>"
@@ -69,18 +69,28 @@ class Baseline:
         return len(self._known)
 
     def allows(self, call: Call) -> str | None:
-        """The reason to let a call through: its call site is known. None: it is new."""
-        known = self._calls.get(call.key)
-        if known is None:
-            entry = self.entry(call.call_site(), call.operation, sharing=call.begun is not None)
-            if entry not in self.asked:
-                self.asked.add(entry)
-                self._write_down(entry)
-            if len(self._calls) >= _CALL_LIMIT:
-                self._calls.clear()
-            reason = self.reason if entry in self._known else None
-            known = self._calls[call.key] = reason, call.kept
-        return known[0]
+        """The reason to let a call through: its call site is known. None: it isn't."""
+        found = self._calls.get(call.key) or self._find(call)
+        return self.reason if found[1] else None
+
+    def add(self, call: Call) -> None:
+        """Note that the call site of a call is new."""
+        self._meet((self._calls.get(call.key) or self._find(call))[0])
+
+    def _find(self, call: Call) -> tuple[str, bool, Any]:
+        entry = self.entry(call.call_site(), call.operation, sharing=call.begun is not None)
+        known = entry in self._known
+        if known:
+            self._meet(entry)
+        if len(self._calls) >= _CALL_LIMIT:
+            self._calls.clear()
+        found = self._calls[call.key] = entry, known, call.kept
+        return found
+
+    def _meet(self, entry: str) -> None:
+        if entry not in self.met:
+            self.met.add(entry)
+            self._write_down(entry)
 
     def entry(self, site: Frame, operation: str, *, sharing: bool = False) -> str:
         """The line that stands for a call site.
@@ -95,20 +105,20 @@ class Baseline:
 
     @property
     def new(self) -> list[str]:
-        """What was asked for and isn't known."""
-        return sorted(self.asked - self._known.keys())
+        """What was met and isn't known."""
+        return sorted(self.met - self._known.keys())
 
     @property
     def unseen(self) -> list[str]:
-        """What is known and wasn't asked for."""
-        return sorted(self._known.keys() - self.asked)
+        """What is known and wasn't met."""
+        return sorted(self._known.keys() - self.met)
 
     # What several processes have seen --------------------------------------------------------
 
     def keep_in(self, directory: str) -> None:
-        """Write down in `directory` what this process and those that it forks ask for."""
+        """Write down in `directory` what this process and those that it forks meet."""
         self._directory = directory
-        for entry in sorted(self.asked):
+        for entry in sorted(self.met):
             self._write_down(entry)
 
     def read_kept(self, directory: str) -> None:
@@ -118,7 +128,7 @@ class Baseline:
                 if name.endswith(_ENDING):
                     with open(os.path.join(folder, name), encoding="utf-8", **_LENIENT) as file:
                         # What follows the last line break was cut off with its process.
-                        self.asked.update(file.read().split("\n")[:-1])
+                        self.met.update(file.read().split("\n")[:-1])
 
     def _write_down(self, entry: str) -> None:
         if self._directory is None:

@@ -219,12 +219,14 @@ def admit(
     if answer.mode != "allow":
         reason = None
         known = None if answer is policy.FORBIDDEN else baseline.active()
-        if answer.mode == "raise" or known is not None:
-            reason = _why_never_refused(guard, call, args, cleaning_up)
-        if known is not None and reason is None:
+        if known is not None:
             reason = known.allows(call)
-        elif answer.mode != "raise":
-            reason = None
+        if reason is None and (known is not None or answer.mode == "raise"):
+            never_refused = _why_never_refused(guard, call, args, cleaning_up)
+            if answer.mode == "raise":
+                reason = never_refused
+            if known is not None and never_refused is None:
+                known.add(call)
         if reason is not None:
             answer = policy.Answer("allow", reason)
         elif answer.mode == "raise":
@@ -301,6 +303,8 @@ def _tell_sharing(
     forbidden = running is not None and scopes.forbidden(running)
     known = None if lost or forbidden else baseline.active()
     reason = None if known is None else known.allows(call)
+    if known is not None and reason is None:
+        known.add(call)
     if mode == "raise" and not lost and reason is None:
         raise ConnectionSharingError(violations.refuse(call))
     if reason is not None:
