@@ -645,12 +645,14 @@ def sleep(seconds):
 @asynccontextmanager
 async def lifespan(app):
     import anyio
-    async with anyio.create_task_group() as tasks:
-        create()
-        tasks.start_soon(poll)
-        yield
-        tasks.cancel_scope.cancel()
-    dispose()
+    try:
+        async with anyio.create_task_group() as tasks:
+            create()
+            tasks.start_soon(poll)
+            yield
+            tasks.cancel_scope.cancel()
+    finally:  # under trio hypercorn is interrupted, and its tasks are cancelled
+        dispose()
 
 app = FastAPI(lifespan=lifespan)
 
