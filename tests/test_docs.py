@@ -42,7 +42,9 @@ _BLOCK = re.compile(
 )
 
 
-_HIDDEN_FILE = re.compile(r"^<!-- file: (?P<name>\S+)\n(?P<code>.*?)^-->$", re.DOTALL | re.MULTILINE)
+_HIDDEN_FILE = re.compile(
+    r"^<!-- file: (?P<name>\S+)\n(?P<code>.*?)^-->$", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass

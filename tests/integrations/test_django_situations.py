@@ -28,7 +28,8 @@ def run_pytest(tmp_path: Path, tests: str, **environment: str) -> str:
         f"pythonpath = {ROOT}\nasyncio_default_fixture_loop_scope = function\n"
     )
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "--tb=short", "-p", "no:cacheprovider", "-q", "."],
+        [sys.executable, "-m", "pytest", "-rA", "--tb=short", "-q", "."]
+        + ["-p", "no:cacheprovider", "-p", "no:playwright"],  # the page is our own
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
