@@ -22,6 +22,7 @@ import pytest
 import asyncsafe
 from asyncsafe import imports, patching, thread_locals
 from asyncsafe.installation import LIBRARIES, OPTIONAL, Integration, Operation, integration
+from asyncsafe.violation import Told
 
 Refused = asyncsafe.SynchronousOnlyOperation
 
@@ -152,7 +153,7 @@ class TestInstall:
         directory = Path(asyncsafe.__file__).parent / "integrations"
         modules = {path.stem for path in directory.glob("[!_]*.py")}
         # Of some libraries nothing is guarded yet: their thread-local state can be swapped.
-        packages = {"django", "mysql.connector"}
+        packages = {"django", "mysql.connector", "sqlalchemy"}
         assert modules | packages == {*LIBRARIES, *thread_locals.LIBRARIES}
         names = (*LIBRARIES, *OPTIONAL)
         assert [integration(name).name for name in names] == list(names)
@@ -522,6 +523,20 @@ class TestOperation:
         assert "Ask in a thread." in violation.message()
         assert connection.query("select 1") == ("select 1", 5)
         assert driver.Connection.query.__doc__ == "Documented."
+
+    def test_describe(self, library: Any) -> None:
+        driver = library(
+            Operation(
+                "query", describe=lambda self, sql, **kwargs: Told(f"{sql} was asked", "await")
+            )
+        )
+        connection = driver.Connection()
+        with pytest.raises(Refused) as caught:
+            on_loop(lambda: connection.query("select 1"))
+        assert (caught.value.violation.subject, caught.value.violation.hint) == (
+            "select 1 was asked",
+            "await",
+        )
 
     def test_does_block(self, library: Any) -> None:
         asked: list[Any] = []
