@@ -311,13 +311,13 @@ class Call:
 
     def _read_line(self) -> Told | None:
         """What the library's description of the user's line is; without such a line, of the call."""
-        if self._describe_line is None:
+        if self._describe_line is None and self._describe_call is None:
             return None
         loop = (f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename))
         frames = list(takewhile(lambda frame: not is_user(frame.f_code.co_filename), loop))
         try:
             with Inside("description"):
-                told = self._describe_line(frames)
+                told = self._describe_line and self._describe_line(frames)
                 if told is None and self._describe_call is not None:
                     told = self._describe_call()
                     # What the user's line calls is another library's, which calls this one.

@@ -26,6 +26,7 @@ import pytest
 import asyncsafe
 from asyncsafe import imports, patching, thread_locals
 from asyncsafe.installation import LIBRARIES, OPTIONAL, Integration, Operation, integration
+from asyncsafe.violation import Told
 
 Refused = asyncsafe.SynchronousOnlyOperation
 
@@ -630,6 +631,20 @@ class TestOperation:
         assert "Ask in a thread." in violation.message()
         assert connection.query("select 1") == ("select 1", 5)
         assert driver.Connection.query.__doc__ == "Documented."
+
+    def test_describe(self, library: Any) -> None:
+        driver = library(
+            Operation(
+                "query", describe=lambda self, sql, **kwargs: Told(f"{sql} was asked", "await")
+            )
+        )
+        connection = driver.Connection()
+        with pytest.raises(Refused) as caught:
+            on_loop(lambda: connection.query("select 1"))
+        assert (caught.value.violation.subject, caught.value.violation.hint) == (
+            "select 1 was asked",
+            "await",
+        )
 
     def test_does_block(self, library: Any) -> None:
         asked: list[Any] = []

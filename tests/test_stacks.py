@@ -75,6 +75,8 @@ def test_the_chain_without_greenlet_is_the_stack(monkeypatch: pytest.MonkeyPatch
         (str(Path(asyncsafe.__file__).parent.parent / "asyncsafe_shop.py"), True),
         (asyncsafe.__file__, False),
         (stacks.WRAPPER_FILE, False),
+        (stacks.COUNTED_WRAPPER_FILE, False),
+        ("<sqlalchemy generated _go() wrapper for sqlalchemy.orm.session.Session>", False),
         (os.__file__, False),
         (contextlib.__file__, False),
         (pytest.__file__, False),

@@ -189,7 +189,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
         ).render_as_string(hide_password=False)
         letters = Letters(settings, pymysql.connect)
         watch = letters.watch
-    setup = sa.create_engine(url)
+    setup = sa.create_engine(url.replace(NAME, "asyncsafe-setup"))
     Base.metadata.drop_all(setup)
     Base.metadata.create_all(setup)
     with Session(setup) as session:
