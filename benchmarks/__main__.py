@@ -14,6 +14,7 @@ GROUPS = (
     "drivers",
     "django",
     "imports",
+    "mysql",
     "on_the_loop",
     "million",
     "page",

@@ -20,6 +20,7 @@ def measure(quick: bool) -> Iterator[Table]:
     """One table for each driver."""
     yield _sqlite3(quick)
     yield _psycopg2(quick)
+    yield _duckdb(quick)
 
 
 def _sqlite3(quick: bool) -> Table:
@@ -123,3 +124,31 @@ def time_psycopg2(dsn: str, bare: str, rounds: int) -> Values:
         return take_turns(cases, rounds)
     finally:
         connection.close()
+
+
+def _duckdb(quick: bool) -> Table:
+    rounds, processes = (50, 1) if quick else (150, 3)
+    bare = "bare duckdb"
+    values: Values = {}
+    if not missing("duckdb"):
+        values = in_processes(time_duckdb, bare, rounds, processes=processes)
+    return Table(
+        "duckdb in memory, off the loop: connection.execute('select 1'); connection.fetchone()",
+        "µs",
+        values,
+        {bare: bare, OURS: bare},
+        [Ratio("of bare", at_most={OURS: 1.03})],
+    )
+
+
+def time_duckdb(bare: str, rounds: int) -> Values:
+    import asyncio  # noqa: F401
+
+    import duckdb
+
+    names = {"connection": duckdb.connect()}
+    query = "connection.execute('select 1'); connection.fetchone()"
+    cases = [Case(bare, query, names), Case(OURS, query, names, _installed)]
+    for case in cases:
+        case.duration = 0.02
+    return take_turns(cases, rounds)

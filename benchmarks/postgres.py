@@ -1,4 +1,4 @@
-"""What a guarded call of psycopg and pg8000 costs where no event loop runs."""
+"""What a guarded call of psycopg, pg8000 and pyodbc costs where no event loop runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = "asyncsafe.install()"
 def measure(quick: bool) -> Iterator[Table]:
     """One table for each driver."""
     rounds, processes = (50, 1) if quick else (150, 3)
-    for driver in ("psycopg", "pg8000"):
+    for driver in ("psycopg", "pg8000", "pyodbc"):
         bare = f"bare {driver}"
         values: Values = {}
         if not missing(driver):
@@ -38,7 +38,7 @@ def measure(quick: bool) -> Iterator[Table]:
 def time_driver(driver: str, dsn: str, bare: str, rounds: int) -> Values:
     import asyncio  # noqa: F401  (without it the guards have nothing to ask)
 
-    connection = _connect_psycopg(dsn) if driver == "psycopg" else _connect_pg8000(dsn)
+    connection = _CONNECT[driver](dsn)
     names = {"cursor": connection.cursor()}
     query = "cursor.execute('select 1'); cursor.fetchone()"
     try:
@@ -73,9 +73,25 @@ def _connect_pg8000(dsn: str) -> Any:
     return connection
 
 
+def _connect_pyodbc(dsn: str) -> Any:
+    import pyodbc
+    from psycopg2.extensions import parse_dsn
+
+    found = parse_dsn(dsn)
+    return pyodbc.connect(
+        f"Driver=PostgreSQL Unicode;Servername={found.get('host', 'localhost')};"
+        f"Port={found.get('port', 5432)};Database={found.get('dbname', '')};"
+        f"Uid={found['user']};Pwd={found.get('password', '')}",
+        autocommit=True,
+    )
+
+
+_CONNECT = {"psycopg": _connect_psycopg, "pg8000": _connect_pg8000, "pyodbc": _connect_pyodbc}
+
+
 @contextmanager
 def _installed() -> Iterator[None]:
-    asyncsafe.install("psycopg", "pg8000")
+    asyncsafe.install(*_CONNECT)
     try:
         yield
     finally:

@@ -16,6 +16,7 @@ duckdb tells nowhere whether a transaction is open.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Mapping
 
@@ -35,6 +36,8 @@ _CALL = compile("__call__()", WRAPPER_FILE, "eval")
 class _Variables(Mapping[str, object]):
     """The variables of a frame, which are only read when they are asked for; and `__call__`."""
 
+    __slots__ = ("_call", "_frame")
+
     def __init__(self, frame: FrameType, call: Callable[[], Any]) -> None:
         self._frame = frame
         self._call = call
@@ -52,14 +55,26 @@ class _Variables(Mapping[str, object]):
 def _in_callers_name(original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         frame = sys._getframe(1)
-        while frame.f_back is not None and (
-            is_ours(frame.f_code.co_filename) or _is_duckdbs(frame)
+        while (between := _between.get(frame.f_code.co_filename)) or (
+            between is None and _is_between(frame)
         ):
-            frame = frame.f_back
+            frame = frame.f_back  # type: ignore[assignment]  # some code has made the call
         bound = functools.partial(original, *args, **kwargs)
         return eval(_CALL, frame.f_globals, _Variables(frame, bound))  # noqa: S307
 
     return functools.update_wrapper(call, original)
+
+
+#: Of files, whether their code stands between the caller and the call: ours, or duckdb's.
+_between: dict[str, bool] = {WRAPPER_FILE: True}
+
+
+def _is_between(frame: FrameType) -> bool:
+    filename = frame.f_code.co_filename
+    found = is_ours(filename) or _is_duckdbs(frame)
+    if os.path.isabs(filename):  # "<stdin>" and the like can be anybody's
+        _between[filename] = found
+    return found
 
 
 def _is_duckdbs(frame: FrameType) -> bool:
