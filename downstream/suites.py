@@ -47,8 +47,8 @@ class Suite:
     #: Called before each run: where it is to run, and the environment that it needs.
     directory: Path | None = None
     environment: Callable[[], Mapping[str, str]] = field(default=dict)
-    #: Tests that call a synchronous library on the loop on purpose, and how. They must differ.
-    on_purpose: Mapping[str, str] = field(default_factory=dict)
+    #: Tests that must differ, and why: they call a synchronous library on the loop on purpose.
+    differ: Mapping[str, str] = field(default_factory=dict)
     #: Tests that end in this way or that by themselves, and why. They may differ.
     unsteady: Mapping[str, str] = field(default_factory=dict)
     #: Seconds. What takes longer hangs.
@@ -134,7 +134,7 @@ def compare(suite: Suite, bare: Results, guarded: Results) -> bool:
     """
     names = [*bare, *(name for name in guarded if name not in bare)]
     differ = [name for name in names if _same(bare.get(name)) != _same(guarded.get(name))]
-    named = {**suite.on_purpose, **suite.unsteady}
+    named = {**suite.differ, **suite.unsteady}
     for name in differ:
         print(f"  {name}")
         if name in named:
@@ -142,7 +142,7 @@ def compare(suite: Suite, bare: Results, guarded: Results) -> bool:
         print(f"      bare     {bare.get(name, 'not run')}")
         print(f"      guarded  {guarded.get(name, 'not run')}")
     unexpected = [name for name in differ if name not in named]
-    same = [name for name in suite.on_purpose if name not in differ]
+    same = [name for name in suite.differ if name not in differ]
     gone = [name for name in suite.unsteady if name not in names]
     for name in [*same, *gone]:
         print(f"  {name}\n      named by the recipe ({named[name]}), but not different or not run")
