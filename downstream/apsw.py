@@ -36,8 +36,8 @@ DIFFER |= {
         "it passes a keyword that is no string, which a function of Python's refuses in other words"
     ),
     "apsw.tests.__main__.APSW.testVFSWithWAL": (
-        "a connection hook's execute() succeeds with an exception of the VFS pending, which is lost "
-        "where a method written in Python comes between, a subclass of Cursor's own too"
+        "its VFS raises below a connection hook's execute(), where no method written in Python may "
+        "come between: with a subclass of Cursor that has one it fails as well"
     ),
 }
 
