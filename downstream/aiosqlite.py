@@ -15,7 +15,7 @@ from .environments import installed
 from .sources import fetch
 from .suites import Suite
 
-ON_PURPOSE = {
+DIFFER = {
     "aiosqlite_tests.smoke.SmokeTest.test_backup_sqlite": (
         "it opens sqlite3 on the loop, for a connection of the other kind to copy to"
     )
@@ -36,6 +36,6 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
             ["aiosqlite_tests"],
             ["sqlite3"],
             directory=directory,
-            on_purpose=ON_PURPOSE,
+            differ=DIFFER,
         )
     ]

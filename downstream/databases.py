@@ -15,7 +15,7 @@ REQUIREMENTS += ["aiomysql", "asyncmy", "pymysql"]
 TESTS = ["pytest", "starlette<1", "httpx"]  # its application uses what Starlette 1 has no more
 
 KEEPS = "databases opens sqlite3 on the loop, to keep the memory that its connections share"
-ON_PURPOSE = {
+DIFFER = {
     "tests/test_databases.py::test_should_maintain_ref_when_cache_param": KEEPS,
     "tests/test_databases.py::test_should_remove_ref_on_disconnect": KEEPS,
 }
@@ -36,6 +36,6 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
             python=python,
             directory=sources,
             environment=lambda: {"TEST_DATABASE_URLS": "sqlite:///testsuite"},
-            on_purpose=ON_PURPOSE,
+            differ=DIFFER,
         )
     ]

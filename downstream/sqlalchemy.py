@@ -21,7 +21,7 @@ ASYNCHRONOUS = ["test/ext/asyncio", "test/dialect/test_suite.py"]
 #: By default each test, a synchronous driver's too, is run by a greenlet below a coroutine.
 OFF_LOOP = "--disable-asyncio"
 
-ON_PURPOSE = {
+DIFFER = {
     f"test/ext/asyncio/test_engine.py::TextSyncDBAPI::{test}": (
         "its asynchronous engine is given sqlite3 for a driver, which it calls on the loop"
     )
@@ -58,7 +58,7 @@ def suite(
         directory=fetch("sqlalchemy", version, directory),
         # Its conftest.py then takes what is installed, not what lies beside it.
         environment=lambda: {"PYTHONNOUSERSITE": "1"},
-        on_purpose=ON_PURPOSE if "test/ext/asyncio" in arguments else {},
+        differ=DIFFER if "test/ext/asyncio" in arguments else {},
     )
 
 

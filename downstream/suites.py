@@ -47,8 +47,8 @@ class Suite:
     #: Called before each run: where it is to run, and the environment that it needs.
     directory: Path | None = None
     environment: Callable[[], Mapping[str, str]] = field(default=dict)
-    #: Tests that call a synchronous library on the loop on purpose, and how. They must differ.
-    on_purpose: Mapping[str, str] = field(default_factory=dict)
+    #: Tests that must differ, and why: they call a synchronous library on the loop on purpose.
+    differ: Mapping[str, str] = field(default_factory=dict)
     #: Tests that end in this way or that by themselves, and why. They may differ.
     unsteady: Mapping[str, str] = field(default_factory=dict)
     #: Seconds. What takes longer hangs.
@@ -134,22 +134,24 @@ def compare(suite: Suite, bare: Results, guarded: Results) -> bool:
     """
     names = [*bare, *(name for name in guarded if name not in bare)]
     differ = [name for name in names if _same(bare.get(name)) != _same(guarded.get(name))]
-    named = {**suite.on_purpose, **suite.unsteady}
-    for name in differ:
+    named = {**suite.differ, **suite.unsteady}
+    unexpected = [name for name in differ if name not in named]
+    expected = [name for name in differ if name in named]
+    same = [name for name in suite.differ if name not in differ]
+    gone = [name for name in suite.unsteady if name not in names]
+    for name in unexpected:
         print(f"  {name}")
-        if name in named:
-            print(f"      {named[name]}")
         print(f"      bare     {bare.get(name, 'not run')}")
         print(f"      guarded  {guarded.get(name, 'not run')}")
-    unexpected = [name for name in differ if name not in named]
-    same = [name for name in suite.on_purpose if name not in differ]
-    gone = [name for name in suite.unsteady if name not in names]
+    for reason in dict.fromkeys(named[name] for name in expected):
+        print(f"  differ: {reason}")
+        print(*(f"      {name}" for name in expected if named[name] == reason), sep="\n")
     for name in [*same, *gone]:
         print(f"  {name}\n      named by the recipe ({named[name]}), but not different or not run")
     if unexpected or same or gone:
         print(f"  {len(unexpected)} differ that should not, {len(same) + len(gone)} named in vain")
-    elif differ:
-        print(f"  the same, test by test, but for the {len(differ)} that the recipe names")
+    elif expected:
+        print(f"  the same, test by test, but for the {len(expected)} that the recipe names")
     else:
         print("  the same, test by test")
     sys.stdout.flush()

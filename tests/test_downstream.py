@@ -91,16 +91,16 @@ def test_what_differs_is_told_by_name(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "test_suite.py::test_blocks[2]\n      bare     passed\n" in told
 
 
-def test_what_blocks_on_purpose_may_differ(
+def test_what_the_recipe_names_may_differ(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert not both(suite(tmp_path, on_purpose=BLOCKS), tmp_path)
+    assert not both(suite(tmp_path, differ=BLOCKS), tmp_path)
     told = capsys.readouterr().out
     assert "it says so" in told
     assert "the same, test by test, but for the 2 that the recipe names" in told
 
 
-@pytest.mark.parametrize("table", ["on_purpose", "unsteady"])
+@pytest.mark.parametrize("table", ["differ", "unsteady"])
 def test_a_name_in_vain_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_name_in_vain_is_wrong(
 
 def test_an_unsteady_test_may_end_alike(tmp_path: Path) -> None:
     unsteady = {"test_suite.py::test_passes": "by itself"}
-    assert not both(suite(tmp_path, on_purpose=BLOCKS, unsteady=unsteady), tmp_path)
+    assert not both(suite(tmp_path, differ=BLOCKS, unsteady=unsteady), tmp_path)
 
 
 HANGS = """
