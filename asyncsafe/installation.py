@@ -300,7 +300,7 @@ class Integration:
             replacement = property(wrap(current.__get__, guard), doc=current.__doc__)
         else:
             kind = type(current) if isinstance(current, (classmethod, staticmethod)) else None
-            function = current.__func__ if kind else current
+            function: Any = current.__func__ if kind else current
             original = operation.adapt(function) if operation.adapt else function
             replacement = wrap(original, guard, operation.parameters, counted=self.counts_frames)
             if kind:

@@ -58,7 +58,9 @@ def _in_callers_name(original: Callable[..., Any]) -> Callable[..., Any]:
         while (between := _between.get(frame.f_code.co_filename)) or (
             between is None and _is_between(frame)
         ):
-            frame = frame.f_back  # type: ignore[assignment]  # some code has made the call
+            if frame.f_back is None:
+                break
+            frame = frame.f_back
         bound = functools.partial(original, *args, **kwargs)
         return eval(_CALL, frame.f_globals, _Variables(frame, bound))  # noqa: S307
 

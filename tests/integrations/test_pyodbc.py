@@ -285,7 +285,7 @@ NO_IO = params(
     ("closed", lambda db: partial(getattr, db.connect(), "closed")),
     ("autocommit", lambda db: partial(getattr, db.connect(), "autocommit")),
     ("autocommit, as it is", lambda db: partial(setattr, db.writing(), "autocommit", False)),
-    ("maxwrite", lambda db: partial(setattr, db.connect(), "maxwrite", 5)),
+    ("maxwrite", lambda db: partial(setattr, db.connect(), "maxwrite", 1000)),
     ("searchescape", lambda db: partial(getattr, db.connect(), "searchescape")),
     ("setencoding", lambda db: partial(db.connect().setencoding, "utf-8")),
     ("setdecoding", lambda db: partial(db.connect().setdecoding, pyodbc.SQL_CHAR, "utf-8")),
