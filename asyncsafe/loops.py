@@ -157,7 +157,8 @@ def count_waiting(running: Running) -> int | None:
     """How many tasks and callbacks of the loop can run, and wait for what is running. None: it doesn't tell.
 
     To be asked on the loop's own thread. Connections with something to read, and timers that are
-    due, count where the loop can be asked for them: one task or callback waits for each.
+    due, count where the loop can be asked for them: one task or callback waits for each (of a
+    listening socket one, whatever the number of clients).
     """
     library, loop = running
     try:

@@ -209,7 +209,7 @@ def test_a_finalizer_inside_the_recorder_leaves_the_recording_whole(tmp_path: Pa
     told = python(
         f"""
         import asyncio, gc, json, sqlite3, asyncsafe
-        from asyncsafe.reports import recording
+        from asyncsafe.reports import reading, recording
 
         class Holder:
             def __init__(self): self.connection, self.me = sqlite3.connect(":memory:"), self
@@ -233,7 +233,7 @@ def test_a_finalizer_inside_the_recorder_leaves_the_recording_whole(tmp_path: Pa
                 connection.execute("SELECT 1")
 
         asyncio.run(main())
-        sites = recording.read_recordings({str(tmp_path)!r})["sites"]
+        sites = reading.read_recordings({str(tmp_path)!r})["sites"]
         print(json.dumps({{site["operation"]: site["calls"] for site in sites}}))
         """,
         tmp_path,
