@@ -17,7 +17,6 @@ from . import baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError, listeners
 from .installation import LIBRARIES, install, integration, uninstall
 from .messages import shorten
-from .pytest_plugin import MARKER
 from .recorder import violations
 from .reports import baseline as baseline_report
 from .reports import text
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
     from .violation import Violation
 
     Refusal = SynchronousOnlyOperation | ConnectionSharingError
+
+MARKER = "allow_async_unsafe"
 
 #: How many exceptions are held until their phase ends; further ones are taken for the like of these.
 REFUSAL_LIMIT = 1000
