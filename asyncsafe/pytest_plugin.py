@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from .pytest_session import Session
     from .violation import Violation
 
-MARKER = "allow_async_unsafe"
 _SESSION = "asyncsafe_session"
 
 
@@ -61,7 +60,7 @@ def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> Gen
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        f'{MARKER}("reason"): let synchronous database calls on the event loop through in this '
+        'allow_async_unsafe("reason"): let synchronous database calls on the event loop through in this '
         "test, and its fixtures, whoever makes them",
     )
     mode = _mode(config)

@@ -17,7 +17,6 @@ from . import baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError, listeners
 from .installation import LIBRARIES, install, integration, uninstall
 from .messages import shorten
-from .pytest_plugin import MARKER
 from .recorder import violations
 from .reports import baseline as baseline_report
 from .reports import text
@@ -36,10 +35,14 @@ if TYPE_CHECKING:
 
     Refusal = SynchronousOnlyOperation | ConnectionSharingError
 
+MARKER = "allow_async_unsafe"
+
 #: How many exceptions are held until their phase ends; further ones are taken for the like of these.
 REFUSAL_LIMIT = 1000
 #: How many call sites' messages a failure tells.
 MESSAGE_LIMIT = 5
+#: How many call sites the summary has, without -v.
+SITE_LIMIT = 20
 #: How many messages of calls that belong to no test are kept.
 OUTSIDE_LIMIT = 100
 
@@ -382,8 +385,7 @@ class Session:
             }
             return
         report = read_recordings(self._directory)
-        if report["sites"]:
-            self._told.append(text.render(report))
+        self._told += self._tell_sites(report)
         if self._outside:
             self._told.append(self._tell_outside())
             if session.exitstatus == pytest.ExitCode.OK:
@@ -392,6 +394,19 @@ class Session:
             self._told.append(unused)
         if self._baseline is not None:
             self._told.append(self._end_baseline(session, exitstatus, report))
+
+    def _tell_sites(self, report: dict[str, Any]) -> list[str]:
+        """The table, without what the baseline knows: that is a line of its own."""
+        known = None if self._baseline is None else self._baseline.reason
+        sites = [site for site in report["sites"] if known is None or site["reason"] != known]
+        if not sites:
+            return []
+        if len(sites) <= SITE_LIMIT or self._config.get_verbosity() > 0:
+            return [text.render({**report, "sites": sites})]
+        return [
+            f"{len(sites):,} call sites. Of the {SITE_LIMIT} worst (-v tells all):\n",
+            text.render({**report, "sites": sites[:SITE_LIMIT]}),
+        ]
 
     def _tell_outside(self) -> str:
         told = [

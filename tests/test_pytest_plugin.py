@@ -506,6 +506,26 @@ def test_the_summary_keeps_what_a_test_clears(project: pytest.Pytester) -> None:
     )
 
 
+def test_the_summary_is_short_unless_it_is_asked_for_more(project: pytest.Pytester) -> None:
+    functions = "".join(f"\ndef find{n}(): sqlite3.connect(':memory:')" for n in range(30))
+    (project.path / "shop.py").write_text(
+        f"import sqlite3{functions}\nasync def main():\n    "
+        + "; ".join(f"find{n}()" for n in range(30))
+    )
+    write(project, "def test_many(): asyncio.run(shop.main())")
+
+    short = run(project, "--asyncsafe=record").stdout
+    short.fnmatch_lines(["30 call sites. Of the 20 worst (-v tells all):", "*at 20 call sites*"])
+    whole = run(project, "--asyncsafe=record", "-v").stdout
+    whole.fnmatch_lines(["asyncsafe: 30 synchronous calls on the event loop, at 30 call sites*"])
+
+    baseline = ("--asyncsafe-baseline=baseline.txt",)
+    run(project, *baseline, "--update-baseline")
+    known = run(project, *baseline).stdout
+    known.fnmatch_lines(["Baseline baseline.txt: 30 calls at 30 of 30 known call sites passed."])
+    assert "synchronous call" not in known.str()
+
+
 # The marker --------------------------------------------------------------------------------------
 
 
@@ -1241,7 +1261,6 @@ def test_a_run_inside_a_guarded_test_is_its_own(project: pytest.Pytester) -> Non
             pytester.makepyfile(INNER)
             result = pytester.runpytest_inprocess("--asyncsafe=raise", "-p", "no:cacheprovider")
             result.assert_outcomes(failed=1)
-            assert asyncsafe.violations._subscribers
 
         def test_still_guarded():
             asyncio.run(shop.swallowing())
