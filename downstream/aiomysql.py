@@ -1,6 +1,7 @@
 """aiomysql's own tests, from the source distribution of the version that is installed.
 
-Nothing of it may ever be refused. Its `aiomysql.sa` is for SQLAlchemy 1.3.
+Nothing of it may ever be refused. Its `aiomysql.sa` is for SQLAlchemy 1.3. On TCP the tests would
+ask for a server with TLS: they are run on its socket.
 """
 
 from __future__ import annotations
@@ -23,17 +24,18 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
     sources = fetch("aiomysql", version, directory, without="aiomysql")
     python = environment(REQUIREMENTS, directory)
     with running_mysql() as server:
+        (socket,) = server.ask("select @@socket")
+        server.made += ["test_pymysql", "test_pymysql2"]  # which they make
         yield [
             Suite(
                 "aiomysql",
                 f"aiomysql {version}",
-                ["tests", f"--mysql-address=tcp={server.host}:{server.port}"],
+                ["tests", f"--mysql-unix-socket=unix={socket}"],
                 ["pymysql"],
                 pytest=True,
                 python=python,
                 directory=sources,
                 environment=lambda: {
-                    "MYSQL_DB": server.fresh(),
                     "MYSQL_ROOT_PASSWORD": server.password,
                 },
             )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from .suites import NotRun
@@ -37,7 +38,8 @@ class Mysql:
         self.made.append(name)
         return name
 
-    def ask(self, statement: str) -> None:
+    def ask(self, statement: str) -> Any:
+        """The first row of its result, if it has one."""
         import pymysql
 
         connection = pymysql.connect(
@@ -45,6 +47,7 @@ class Mysql:
         )
         with connection, connection.cursor() as cursor:
             cursor.execute(statement)
+            return cursor.fetchone()
 
 
 @contextmanager
