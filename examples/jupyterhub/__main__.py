@@ -1,6 +1,6 @@
 """A code base that nobody here wrote, from the first run to a baseline: JupyterHub.
 
-    pip install jupyterhub
+    pip install jupyterhub "asyncsafe[cli]"
     python -m examples.jupyterhub [--keep DIR]
 
 Its handlers are coroutines on Tornado, and ask SQLAlchemy synchronously, as it was written before there
@@ -117,10 +117,13 @@ def adopt(directory: Path) -> None:
     baseline.unlink(missing_ok=True)
 
     print("1. asyncsafe run: what blocks it")
-    hub = Hub(directory, "--report", "first.json", "--report", "first.html")
+    hub = Hub(directory, "--report", "first.json")
     first = hub.work()
     hub.end()
     told(hub.text())
+    for name in ("first.html", "first.sarif"):
+        run(directory, "report", "first.json", "--output", name)
+    print(f"   {directory / 'first.html'}, and first.sarif for code scanning")
 
     print("2. --update-baseline: what is known is written down")
     hub = Hub(directory, "--baseline", baseline.name, "--update-baseline")
@@ -134,21 +137,29 @@ def adopt(directory: Path) -> None:
     status = hub.end()
     told(hub.text())
     print(f"   exit status {status}")
+    assert status == 0
 
     print("4. a new handler that queries on the loop: it is refused, and the rest goes on")
     hub = Hub(directory, "--baseline", baseline.name, "--fail", news=True)
     assert hub.work() == first
-    print(f"   GET /hub/news: {hub.ask('GET', '/hub/news')}")
+    answer = hub.ask("GET", "/hub/news")
     status = hub.end()
     told(hub.text())
-    print(f"   exit status {status}")
+    print(f"   GET /hub/news: {answer}; exit status {status}")
+    assert (answer, status) == (500, 3)
+
+
+def run(directory: Path, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "asyncsafe", *arguments], cwd=directory, check=True)
 
 
 def told(text: str) -> None:
-    """asyncsafe's own words at the end of the output."""
-    at = text.rfind("\nasyncsafe: ")
-    lines = text[at:].strip().splitlines() if at >= 0 else ["(nothing)"]
-    print("\n".join(f"   {line[: shutil.get_terminal_size().columns - 4]}" for line in lines[:12]))
+    """asyncsafe's own words at the end of the output: the top of the table, and of the baseline."""
+    width = shutil.get_terminal_size().columns - 4
+    lines = text[text.rfind("\nasyncsafe: ") :].strip().splitlines()
+    after = next((n for n, line in enumerate(lines) if line.startswith("Baseline ")), len(lines))
+    for line in [*lines[:8], *lines[after:]]:
+        print(f"   {line[:width]}".rstrip())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from ..django_project.running import ROOT, in_project, served
 # pytest-django ----------------------------------------------------------------------------------
 
 
+PYTEST = (sys.executable, "-m", "pytest")
+
+
 def run_pytest(tmp_path: Path, tests: str, **environment: str) -> str:
     """Run tests with pytest-django in a process of their own. What pytest says of each."""
     directory = tmp_path / "suite"
@@ -28,8 +31,8 @@ def run_pytest(tmp_path: Path, tests: str, **environment: str) -> str:
         f"pythonpath = {ROOT}\nasyncio_default_fixture_loop_scope = function\n"
     )
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rA", "--tb=short", "-q", "."]
-        + ["-p", "no:cacheprovider", "-p", "no:playwright"],  # the page is our own
+        # The page is our own.
+        [*PYTEST, "-rA", "--tb=short", "-q", ".", "-p", "no:playwright", "-p", "no:cacheprovider"],
         cwd=directory,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
