@@ -231,7 +231,8 @@ def forbidden(running: loops.Running) -> bool:
 def exempt(connection: Any) -> None:
     """Let one object through: a connection that is safe on the loop, or what a guarded method is of.
 
-    A connection's cursors are let through with it, and so is all that its own calls call. It is
+    A connection's cursors are let through with it, and so is all that its own calls call; with an
+    engine of SQLAlchemy's its connections, and the sessions and results that use it. It is
     held by a weak reference; an object that allows none (sqlite3.Connection) is held until the
     first exempt() after everybody else has let go of it.
 

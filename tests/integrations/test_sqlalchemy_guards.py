@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib
 import inspect
+import itertools
 import logging
 import pickle
 import sqlite3
@@ -29,7 +30,8 @@ from asyncsafe.installation import integration
 from ..fix_mysql import Letters
 from ..running import on_loop, python, refused
 
-NAME = "asyncsafe-sqlalchemy-guards"
+#: A name for each test's connections: a server takes a while to notice that others were closed.
+NAMES = (f"asyncsafe-sqlalchemy-{number}" for number in itertools.count())
 
 
 class Base(orm.DeclarativeBase):
@@ -59,10 +61,11 @@ ROWS = [(1, 10), (2, 20), (3, 30)]
 class Database:
     """An engine, and what a second connection and the server know of its connections."""
 
-    def __init__(self, url: str, watch: Any, letters: Letters | None = None) -> None:
+    def __init__(self, url: str, watch: Any, letters: Any, name: str | None) -> None:
         self.url = url
         self.watch = watch
-        self.letters: Any = letters  # which asks the kernel what went to MySQL
+        self.name = name
+        self.letters = letters  # which asks the kernel what went to MySQL
         self.kept: list[Any] = []
         self.statements: list[str] = []
         self.engine = self.create()
@@ -92,7 +95,7 @@ class Database:
         if dialect == "postgresql":
             sent = self.ask(
                 "select pid, state, query, query_start, state_change from pg_stat_activity "
-                f"where application_name = '{NAME}' order by pid"
+                f"where application_name = '{self.name}' order by pid"
             )
         elif dialect == "mysql":
             sent = self.letters.sent()
@@ -167,14 +170,15 @@ class Database:
 @pytest.fixture(params=["sqlite", "postgresql", "mysql"])
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
     watch: Any
-    letters = None
+    letters = name = None
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'orders.db'}"
         watch = sqlite3.connect(tmp_path / "orders.db", isolation_level=None)
     elif request.param == "postgresql":
         dsn = request.getfixturevalue("postgres")
         url = dsn.replace("postgresql://", "postgresql+psycopg2://")
-        url += f"{'&' if '?' in url else '?'}application_name={NAME}"
+        name = next(NAMES)
+        url += f"{'&' if '?' in url else '?'}application_name={name}"
         watch = psycopg2.connect(dsn)
         watch.autocommit = True
     else:
@@ -189,7 +193,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
         ).render_as_string(hide_password=False)
         letters = Letters(settings, pymysql.connect)
         watch = letters.watch
-    setup = sa.create_engine(url.replace(NAME, "asyncsafe-setup"))
+    setup = sa.create_engine(url.replace(str(name), "asyncsafe-setup"))
     Base.metadata.drop_all(setup)
     Base.metadata.create_all(setup)
     with Session(setup) as session:
@@ -198,7 +202,7 @@ def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
         session.add_all([Order(id=id, total=total, customer_id=1) for id, total in ROWS])
         session.commit()
     setup.dispose()
-    db = Database(url, watch, letters)
+    db = Database(url, watch, letters, name)
     yield db
     db.end()
     Base.metadata.drop_all(setup)
