@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio  # in both runs: without it a guard has nothing to ask
 import faulthandler
 import json
+import os
 import runpy
 import sys
 import unittest
@@ -34,6 +35,8 @@ MUST_BE_REFUSED: dict[str, tuple[str, Callable[[Any], object]]] = {
     "sqlite3": ("sqlite3", lambda sqlite3: sqlite3.connect(":memory:")),
 }
 
+#: The process's, also while pytest captures what tests write.
+stderr = os.fdopen(os.dup(2), "w")
 #: The libraries that must be refusing when the tests begin, and when they have ended.
 guarded: list[str] = []
 #: How each test ended, by its name.
@@ -57,7 +60,7 @@ def main(
     without: modules that can't be imported.
     asyncsafe: the folder to import it from, in a run that is guarded.
     """
-    faulthandler.enable()  # SIGABRT asks where a run hangs
+    faulthandler.enable(stderr)  # SIGABRT asks where a run hangs
     for module in without:
         sys.modules[module] = None  # type: ignore[assignment]
     if asyncsafe:
