@@ -21,7 +21,7 @@ from .installation import LIBRARIES, integration, offered
 from .progress import Progress
 from .reports import baseline as baseline_report
 from .reports import text
-from .reports.formats import FORMATS, format_of, require, write
+from .reports.formats import FORMATS, check_file, format_of, require, write, write_file
 from .reports.reading import read_recordings, read_reports
 from .reports.recording import DIRECTORY_VARIABLE
 from .running import NotATarget, Target, find_target
@@ -159,8 +159,7 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
     """Everything up to the target's own first line. What goes wrong until then is ours to tell."""
     target = find_target(arguments)
     if options.report:
-        _check_output("--report", options.report)
-        require(format_of(options.report) or "json")
+        check_file("--report", options.report)
     _prepare_baseline(options)
     default = "raise" if options.baseline and not options.update_baseline else "record"
     mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or default
@@ -195,7 +194,7 @@ class _Session:
         self._update: bool = options.update_baseline
         self._prune: bool = options.prune_baseline
         # The target may change the working directory.
-        self._report_path = options.report and Path(options.report).resolve()
+        self._report_path: str | None = options.report and os.path.abspath(options.report)
         self._root = os.getcwd()
         self._status: int | None = 0
         self._pid = os.getpid()
@@ -284,8 +283,7 @@ class _Session:
         written = True
         try:
             if self._report_path:
-                name = format_of(str(self._report_path)) or "json"
-                write(self._report_path, FORMATS[name](report, self._root))
+                write_file(self._report_path, report, self._root)
         except (AsyncsafeError, OSError) as error:
             self._tell(
                 f"asyncsafe: the report was not written: {error}\n"
@@ -364,7 +362,7 @@ def _report(options: argparse.Namespace) -> int:
         )
     require(name)
     if options.output:
-        _check_output("--output", options.output)
+        check_file("--output", options.output)
     content = FORMATS[name](read_reports(options.files), os.path.abspath(options.root))
     if options.output:
         write(Path(options.output), content)
@@ -378,11 +376,6 @@ def _report(options: argparse.Namespace) -> int:
     except BrokenPipeError:  # of `| head`: Python would tell of it once more when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _check_output(option: str, path: str) -> None:
-    if not Path(path).resolve().parent.is_dir():
-        raise NotADirectoryError(f"{option} {path}: there is no such directory")
 
 
 # info -------------------------------------------------------------------------------------------

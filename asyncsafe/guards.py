@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from .nesting import Activity
-    from .violation import Frame, Outcome, Told
+    from .violation import Frame, Told
 
     Function = TypeVar("Function", bound=FunctionType | Callable[..., Any])
 
@@ -216,25 +216,14 @@ def admit(
         return None
     if guard.trusted and call.made_by(guard.trusted):
         return None
-    if answer.mode != "allow":
-        reason = None
-        known = None if answer is policy.FORBIDDEN else baseline.active()
-        if known is not None:
-            reason = known.allows(call)
-        if reason is None and (known is not None or answer.mode == "raise"):
-            never_refused = _why_never_refused(guard, call, args, cleaning_up)
-            if answer.mode == "raise":
-                reason = never_refused
-            if known is not None and never_refused is None:
-                known.add(call)
-        if reason is not None:
-            answer = policy.Answer("allow", reason)
-        elif answer.mode == "raise":
-            raise refusal(violations.refuse(call))
-    if answer.mode == "warn":
-        return _warn(call)
-    outcome: Outcome = "recorded" if answer.mode == "record" else "allowed"
-    return violations.begin(call, outcome, answer.reason)
+    if answer.mode == "allow":
+        return violations.begin(call, "allowed", answer.reason)
+    reason = _why_let_through(guard, call, args, answer, cleaning_up)
+    if reason is not None:
+        return violations.begin(call, "allowed", reason)
+    if answer.mode == "raise":
+        raise refusal(violations.refuse(call))
+    return _warn(call) if answer.mode == "warn" else violations.begin(call, "recorded", None)
 
 
 @_unseen
@@ -334,6 +323,25 @@ def _does_block(
     except Exception:
         # A closed connection, or arguments that don't fit: the call itself has the right error.
         return False
+
+
+def _why_let_through(
+    guard: Guard, call: Call, args: tuple[Any, ...], answer: policy.Answer, cleaning_up: bool
+) -> str | None:
+    """Why this call is no violation: the baseline knows it, or its refusal would lose something."""
+    known = None if answer is policy.FORBIDDEN or _is_startups(call) else baseline.active()
+    reason = None if known is None else known.allows(call)
+    if reason is not None or (known is None and answer.mode != "raise"):
+        return reason
+    reason = _why_never_refused(guard, call, args, cleaning_up)
+    if known is not None and reason is None:
+        known.add(call)
+    return reason if answer.mode == "raise" else None
+
+
+def _is_startups(call: Call) -> bool:
+    """Whether the setting `startup` decides on this call, and not the baseline."""
+    return call.phase is not None and policy.current_startup()[0] != "raise"
 
 
 def _why_never_refused(

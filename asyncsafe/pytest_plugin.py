@@ -32,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="let the call sites through that FILE lists, so that only new ones are violations",
     )
+    group.addoption(
+        "--asyncsafe-report",
+        metavar="FILE",
+        help="write what was recorded into a file: .html, .sarif or .txt, else JSON",
+    )
     for what, does in _ON_BASELINE.items():
         group.addoption(f"--asyncsafe-{what}", action="store_true", help=does)
     parser.addini("asyncsafe", "as --asyncsafe", default="")
@@ -91,6 +96,8 @@ def _mode(config: pytest.Config) -> Mode | None:
         or config.getoption("asyncsafe_prune_baseline")
     ):
         return setting or "raise"
+    if config.getoption("asyncsafe_report"):
+        return setting or "record"
     return setting or None
 
 

@@ -20,6 +20,7 @@ from .messages import shorten
 from .recorder import violations
 from .reports import baseline as baseline_report
 from .reports import text
+from .reports.formats import check_file, write_file
 from .reports.reading import read_recordings
 from .reports.recording import Recording
 from .stacks import is_ours
@@ -102,6 +103,10 @@ class Session:
             raise pytest.UsageError(f"asyncsafe: {error}") from error
 
     def _begin(self) -> None:
+        file = self._config.getoption("asyncsafe_report")
+        self._report_path: str | None = file and self._path(file)
+        if file is not None:
+            check_file("--asyncsafe-report", self._path(file))
         self._baseline = self._find_baseline()
         self._directory = self._find_directory()
         if self._baseline is not None:
@@ -386,6 +391,8 @@ class Session:
             return
         report = read_recordings(self._directory)
         self._told += self._tell_sites(report)
+        if self._report_path is not None:
+            self._told.append(self._write_report(self._report_path, report, int(exitstatus)))
         if self._outside:
             self._told.append(self._tell_outside())
             if session.exitstatus == pytest.ExitCode.OK:
@@ -394,6 +401,18 @@ class Session:
             self._told.append(unused)
         if self._baseline is not None:
             self._told.append(self._end_baseline(session, exitstatus, report))
+
+    def _write_report(self, path: str, report: dict[str, Any], status: int) -> str:
+        run = {
+            "command": ["pytest", *self._config.invocation_params.args],
+            "mode": self._mode,
+            "exit_status": status,
+        }
+        try:
+            write_file(path, {**run, **report}, str(self._config.rootpath))
+        except (AsyncsafeError, OSError) as error:
+            return f"The report was not written: {error}"
+        return f"The report is in {path}"
 
     def _tell_sites(self, report: dict[str, Any]) -> list[str]:
         """The table, without what the baseline knows: that is a line of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import sqlite3
@@ -145,6 +146,27 @@ def test_what_is_never_refused_needs_no_line(guarded: None, file: Path) -> None:
         on_loop(clean_up)
         assert known.new == []
         assert known.unseen == []
+
+
+def test_start_up_needs_no_line(guarded: None, file: Path) -> None:
+    """It is let through by `startup`, and is nothing that --update-baseline has to write down."""
+
+    async def app(scope: dict[str, str]) -> None:
+        open_new()
+
+    known = baseline.read(str(file))
+    baseline.use(known)
+    asyncio.run(app({"type": "lifespan"}))
+    assert outcomes() == {
+        "sqlite3.connect": {"recorded": 1},
+        "sqlite3.Connection.close": {"recorded": 1},
+    }
+    assert known.new == []
+
+    asyncsafe.configure(startup="raise")
+    with pytest.raises(asyncsafe.SynchronousOnlyOperation):
+        asyncio.run(app({"type": "lifespan"}))
+    assert len(known.new) == 1
 
 
 def test_anothers_transaction_is_known_by_a_line_of_its_own(guarded: None, file: Path) -> None:

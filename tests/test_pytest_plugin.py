@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -504,6 +505,27 @@ def test_the_summary_keeps_what_a_test_clears(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["asyncsafe: 2 synchronous calls on the event loop, at 1 call site*"]
     )
+
+
+@pytest.mark.parametrize("options", [[], ["-p", "xdist", "-n", "2"]])
+def test_a_report_is_written(project: pytest.Pytester, options: list[str]) -> None:
+    write(project, "def test_view(): asyncio.run(shop.view())")
+
+    result = run(project, "--asyncsafe-report=report.sarif", *options)  # which asks for mode record
+
+    result.assert_outcomes(passed=1)
+    (found,) = json.loads((project.path / "report.sarif").read_text())["runs"][0]["results"]
+    place = found["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "shop.py"
+
+
+def test_a_report_that_cant_be_written_is_told_before_the_tests(project: pytest.Pytester) -> None:
+    write(project, "def test_view(): asyncio.run(shop.view())")
+
+    result = run(project, "--asyncsafe-report=gone/report.json")
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*gone/report.json: there is no such directory"])
 
 
 def test_the_summary_is_short_unless_it_is_asked_for_more(project: pytest.Pytester) -> None:

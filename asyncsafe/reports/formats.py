@@ -59,6 +59,18 @@ def require(name: str) -> None:
         raise MissingExtra("the HTML page needs jinja2: pip install 'asyncsafe[cli]'")
 
 
+def check_file(option: str, path: str) -> None:
+    """Raise NotADirectoryError or MissingExtra where `write_file` couldn't write this file."""
+    if not Path(path).resolve().parent.is_dir():
+        raise NotADirectoryError(f"{option} {path}: there is no such directory")
+    require(format_of(path) or "json")
+
+
+def write_file(path: str, report: dict[str, Any], root: str) -> None:
+    """Write the report in the format that the file's name ends in, else as JSON. Raises OSError."""
+    write(Path(path), FORMATS[format_of(path) or "json"](report, root))
+
+
 def write(path: Path, content: str) -> None:
     """Write a file, or leave the one that is there as it was. Raises OSError."""
     data = content.encode("utf-8", "surrogateescape")

@@ -72,7 +72,11 @@ def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
     )
     if refused == calls:
         return f"{told}; all were refused."
-    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+    return (
+        f"{told}; {refused:,} {'was' if refused == 1 else 'were'} refused."
+        if refused
+        else f"{told}."
+    )
 
 
 def _calls(sites: list[dict[str, Any]]) -> tuple[int, int]:
@@ -98,7 +102,11 @@ def _summary(sites: list[dict[str, Any]], where: str, took: str) -> str:
     if refused == calls:
         return f"asyncsafe: {what}; all were refused."
     told = f"asyncsafe: {what}, {took.format(blocked)}"
-    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+    return (
+        f"{told}; {refused:,} {'was' if refused == 1 else 'were'} refused."
+        if refused
+        else f"{told}."
+    )
 
 
 def _row(site: dict[str, Any]) -> tuple[str, ...]:
@@ -140,7 +148,9 @@ def _fixes(sites: list[dict[str, Any]]) -> list[str]:
     width = max(len(where) for _, where in shown)
     lines = [f"  {where.ljust(width)}  {fix}" for (_, _, fix), where in shown]
     if len(fixes) > len(shown):
-        lines.append(f"  and {len(fixes) - len(shown)} more: --report FILE has them all")
+        lines.append(
+            f"  and {len(fixes) - len(shown)} more: a report in a file (HTML, JSON) has them all"
+        )
     return lines
 
 
