@@ -84,7 +84,9 @@ def run(suite: Suite, directory: Path, *, guarded: bool) -> Results:
         )
         ended = _wait(process, suite.timeout)
     if process.returncode:
-        print(output.read_text(errors="replace")[-3000:])
+        print(
+            output.read_text(errors="replace")[-10000:]
+        )  # where it hangs stands first in a long stack
         raise RunError(f"{suite.title}, {how}: {ended} (status {process.returncode})")
     return json.loads(results.read_text())  # type: ignore[no-any-return]
 
