@@ -597,7 +597,7 @@ class TestErrors:
             ),
             ((Registry(None), "local"), "holds a builtins.NoneType"),
         ],
-        ids=repr,
+        ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value)),
     )
     def test_what_is_no_such_thing(self, thing: Any, told: str) -> None:
         with pytest.raises(asyncsafe.ConfigurationError, match=told):
