@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from .exceptions import InstallationError as InstallationError
     from .exceptions import SynchronousOnlyOperation as SynchronousOnlyOperation
     from .guards import check as check
-    from .installation import Integration as Integration
-    from .installation import Operation as Operation
     from .installation import install as install
     from .installation import uninstall as uninstall
     from .loops import running_loop as running_loop
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from .scopes import allow as allow
     from .scopes import exempt as exempt
     from .scopes import forbid as forbid
+    from .tables import Integration as Integration
+    from .tables import Operation as Operation
     from .thread_locals import use_local as use_local
     from .violation import Frame as Frame
     from .violation import Told as Told
@@ -53,10 +53,10 @@ _HOMES = {
     "ConnectionSharingError": "exceptions",
     "Frame": "violation",
     "InstallationError": "exceptions",
-    "Integration": "installation",
+    "Integration": "tables",
     "Local": "connections",
     "ManagedConnection": "connections",
-    "Operation": "installation",
+    "Operation": "tables",
     "Stall": "recorder",
     "SynchronousOnlyOperation": "exceptions",
     "Told": "violation",

@@ -171,6 +171,7 @@ LAYERS = [
     "wrappers",
     "decorators",
     "patching",
+    "tables",
     "discovery",
     "installation",
     "thread_locals",

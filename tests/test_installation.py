@@ -24,8 +24,8 @@ import psycopg2.pool
 import pytest
 
 import asyncsafe
-from asyncsafe import imports, patching, thread_locals
-from asyncsafe.installation import LIBRARIES, OPTIONAL, Integration, Operation, integration
+from asyncsafe import Integration, Operation, imports, patching, thread_locals
+from asyncsafe.installation import LIBRARIES, OPTIONAL, integration
 from asyncsafe.violation import Told
 
 Refused = asyncsafe.SynchronousOnlyOperation
@@ -180,21 +180,21 @@ class TestNames:
         original = driver.connect
         one = Integration("driver", {"driver": {"": [Operation("connect")]}})
         for _ in range(2):
-            one.install()
+            asyncsafe.install(one)
             assert application.connect is driver.connect is not original
             assert is_refused(application.connect)
             assert application.connect() == "connected"
             kept = application.connect
-            one.uninstall()
+            asyncsafe.uninstall(one)
             assert application.connect is driver.connect is original
             assert on_loop(kept) == "connected"
 
     def test_one_that_was_replaced_since_stays(self, driver: Any) -> None:
         application: Any = sys.modules["application"]
         one = Integration("driver", {"driver": {"": [Operation("connect")]}})
-        one.install()
+        asyncsafe.install(one)
         application.connect = mine = object()
-        one.uninstall()
+        asyncsafe.uninstall(one)
         assert application.connect is mine
 
     def test_lazy_modules_are_not_executed(
@@ -209,8 +209,8 @@ class TestNames:
         monkeypatch.setitem(sys.modules, "lazy", module)
         spec.loader.exec_module(module)
         one = Integration("driver", {"driver": {"": [Operation("connect")]}})
-        one.install()
-        one.uninstall()
+        asyncsafe.install(one)
+        asyncsafe.uninstall(one)
 
     def test_getters_and_static_methods(self, driver: Any) -> None:
         class Connection:
@@ -227,14 +227,14 @@ class TestNames:
         bare = dict(vars(Connection))
         operations = [Operation("status", getter=True), Operation("ping")]
         one = Integration("driver", {"driver": {"Connection": operations}})
-        one.install()
+        asyncsafe.install(one)
         connection = Connection()
         assert is_refused(lambda: connection.status)
         assert is_refused(partial(connection.ping, "here"))
         assert is_refused(partial(Connection.ping, "here"))
         assert (connection.status, connection.ping("here")) == ("fine", "here")
         assert Connection.status.__doc__ == "What the server says."
-        one.uninstall()
+        asyncsafe.uninstall(one)
         assert dict(vars(Connection)) == bare
 
 

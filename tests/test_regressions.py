@@ -215,11 +215,11 @@ def test_a_finalizer_inside_the_recorder_leaves_the_recording_whole(tmp_path: Pa
             def __init__(self): self.connection, self.me = sqlite3.connect(":memory:"), self
             def __del__(self): self.connection.close()
 
-        describe = recording._description
+        describe = recording.describe
         def collecting(site):
             gc.collect()
             return describe(site)
-        recording._description = collecting
+        recording.describe = collecting
 
         recording.record_into({str(tmp_path)!r})
         asyncsafe.install()

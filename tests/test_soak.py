@@ -25,7 +25,7 @@ import psycopg2.extensions
 import pytest
 
 import asyncsafe
-from asyncsafe import installation, patching
+from asyncsafe import installation, patching, tables
 from asyncsafe.stacks import WRAPPER_FILE
 
 Refused = asyncsafe.SynchronousOnlyOperation
@@ -161,7 +161,7 @@ def originals() -> list[Any]:
     """What is guarded, while nothing is."""
     return [
         guarded.original
-        for (owner, name), guarded in installation._guarded.items()
+        for (owner, name), guarded in tables._guarded.items()
         if vars(owner).get(name) is guarded.original
     ]
 
@@ -291,8 +291,8 @@ def test_rounds_leave_nothing_behind() -> None:
             wrappers(),
             len(gc.get_objects()),
             [sys.getrefcount(original) for original in originals()],
-            len(installation._guarded),
-            len(installation._originals),
+            len(tables._guarded),
+            len(tables._originals),
             sum(len(integration._patches) for integration in installation._integrations.values()),
         )
 

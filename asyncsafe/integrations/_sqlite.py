@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 
-from ..installation import Operation
+from ..tables import Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import sys
 
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

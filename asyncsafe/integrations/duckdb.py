@@ -20,8 +20,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from ..installation import Integration, Operation
 from ..stacks import WRAPPER_FILE, is_ours
+from ..tables import Integration, Operation
 from ..violation import Told
 
 TYPE_CHECKING = False

@@ -10,7 +10,7 @@ tell whether its rows are on the client.
 
 from __future__ import annotations
 
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

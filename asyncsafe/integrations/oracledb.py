@@ -12,7 +12,7 @@ A pool connects in threads of its own: `create_pool()` returns at once, `acquire
 from __future__ import annotations
 
 from .. import transactions
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ fetching from it, `cursor()`, `autocommit =` and `close()` of a cursor do no I/O
 from __future__ import annotations
 
 from .. import transactions
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

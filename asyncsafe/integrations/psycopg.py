@@ -23,9 +23,9 @@ from __future__ import annotations
 import sys
 from time import monotonic
 
-from ..installation import Integration, Operation
 from ..scopes import is_exempt
 from ..stacks import is_ours
+from ..tables import Integration, Operation
 from ..violation import Told
 
 TYPE_CHECKING = False

@@ -13,8 +13,8 @@ from __future__ import annotations
 import functools
 import sys
 
-from ..installation import Integration, Operation
 from ..scopes import is_exempt
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

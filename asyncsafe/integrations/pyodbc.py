@@ -11,7 +11,7 @@ Nor does pyodbc tell whether a transaction is open: without autocommit, `commit(
 
 from __future__ import annotations
 
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

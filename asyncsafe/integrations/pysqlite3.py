@@ -6,7 +6,7 @@ Their Blob is a type that no module names, so that it can't be reached before on
 
 from __future__ import annotations
 
-from ..installation import Integration, Operation
+from ..tables import Integration, Operation
 from . import _sqlite
 
 _shared = _sqlite.operations("pysqlite3")

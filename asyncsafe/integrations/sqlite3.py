@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..installation import Integration
+from ..tables import Integration
 from . import _sqlite
 
 integration: Integration = Integration(

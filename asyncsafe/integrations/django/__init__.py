@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import loops
 from ...guards import Guard, admit
-from ...installation import Integration, Operation
 from ...recorder import violations
+from ...tables import Integration, Operation
 from .hints import tell
 from .settings import mode_of
 

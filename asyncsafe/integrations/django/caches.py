@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...installation import Integration, Operation
+from ...tables import Integration, Operation
 from . import TESTED
 from .hints import tell
 

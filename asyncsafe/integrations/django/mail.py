@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...installation import Integration, Operation
+from ...tables import Integration, Operation
 from . import TESTED
 from .hints import tell
 

@@ -6,7 +6,7 @@ as well: a file session has no way that doesn't block.
 
 from __future__ import annotations
 
-from ...installation import Integration, Operation
+from ...tables import Integration, Operation
 from . import TESTED
 from .hints import tell
 

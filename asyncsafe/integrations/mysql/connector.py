@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from ...installation import Integration, Operation
+from ...tables import Integration, Operation
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

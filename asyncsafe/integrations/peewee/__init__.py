@@ -18,8 +18,8 @@ import sys
 import time
 from typing import Any
 
-from ...installation import Integration, Operation
 from ...scopes import is_exempt
+from ...tables import Integration, Operation
 from .hints import tell
 from .local import use_local as use_local
 

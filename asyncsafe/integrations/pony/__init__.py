@@ -21,9 +21,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
-from ...installation import Integration, Operation
 from ...scopes import is_exempt
 from ...stacks import is_ours
+from ...tables import Integration, Operation
 from .hints import WHOLE_BLOCK, tell
 from .local import use_local as use_local
 

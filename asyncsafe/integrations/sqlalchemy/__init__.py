@@ -14,8 +14,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ... import loops
-from ...installation import Integration, Operation
 from ...scopes import exempt, is_exempt
+from ...tables import Integration, Operation
 from .hints import asked_for, tell
 from .scoped_session import use_local as use_local
 
