@@ -864,6 +864,25 @@ def test_garbage_that_is_closed_during_a_description_is_closed(guarded: None) ->
     connection.close()
 
 
+def test_a_finalizer_that_runs_during_a_description_does_its_work(guarded: None) -> None:
+    """What it executes is lost if it is refused, as what it closes."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("create table released (name)")
+
+    class Lock:
+        def __del__(self) -> None:
+            connection.execute("insert into released values ('lock')")
+
+    async def main() -> None:
+        lock = Lock()
+        with Inside("description"):
+            del lock
+
+    asyncio.run(main())
+    assert connection.execute("select name from released").fetchall() == [("lock",)]
+    connection.close()
+
+
 def test_what_one_module_has_replaced_is_everybody_elses_still() -> None:
     """Django's `get_running_loop` was replaced in each module that had asyncio's, asyncio among them."""
     import django.utils.asyncio
