@@ -12,7 +12,7 @@ from .guards import Guard
 from .imports import forget, when_imported
 from .locks import ForkSafeLock
 from .patching import Patch
-from .stacks import add_guarded
+from .stacks import add_guarded, is_ours
 from .wrappers import wrap
 
 TYPE_CHECKING = False
@@ -499,7 +499,10 @@ def offered() -> list[_Offered]:
 def _warn(message: str) -> None:
     import warnings
 
-    warnings.warn(message, AsyncUnsafeWarning, stacklevel=3)
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, AsyncUnsafeWarning, stacklevel=level)
 
 
 # Tables ------------------------------------------------------------------------------------------
