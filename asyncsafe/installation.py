@@ -260,7 +260,10 @@ class Integration:
                 for name, value in tuple(names.items()):
                     if id(value) in functions:
                         patch, guard = functions[id(value)]
-                        another = Patch(module, name, patch.replacement, value)
+                        try:
+                            another = Patch(module, name, patch.replacement, value)
+                        except Exception:  # noqa: S112  (a module that takes no assignments keeps its own)
+                            continue
                         self._patches.append((another, guard))
 
     def _guard_operation(self, owner: Any, operation: Operation) -> None:

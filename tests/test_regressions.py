@@ -16,6 +16,7 @@ import textwrap
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -894,3 +895,22 @@ def test_what_one_module_has_replaced_is_everybody_elses_still() -> None:
     assert asyncio.events.get_running_loop is original
     asyncsafe.uninstall()
     assert django.utils.asyncio.get_running_loop is original
+
+
+def test_a_module_that_takes_no_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a guarded function by name: install() raised, and what came after it was not guarded."""
+    pyodbc = pytest.importorskip("pyodbc", exc_type=ImportError)
+
+    class Constants(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError("constants")
+
+    module = Constants("constants")
+    vars(module)["drivers"] = original = pyodbc.drivers
+    monkeypatch.setitem(sys.modules, "constants", module)
+    asyncsafe.install()
+    assert pyodbc.drivers is not original
+    assert module.drivers is original
+    assert hasattr(sqlite3.Connection.execute, "__async_unsafe__")
+    asyncsafe.uninstall()
+    assert pyodbc.drivers is original
