@@ -106,6 +106,8 @@ def _pool_blocks(pool: Any) -> bool:
 
 def _holds_connections(pool: Any) -> bool:
     """Whether there is something to close: what is checked out isn't closed by dispose()."""
+    if isinstance(pool, sys.modules["sqlalchemy.pool"].NullPool):
+        return False
     idle = pool.checkedin() if hasattr(pool, "checkedin") else 1
     return _pool_blocks(pool) and idle > 0
 
