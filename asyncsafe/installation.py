@@ -262,7 +262,7 @@ class Integration:
                         patch, guard = functions[id(value)]
                         try:
                             another = Patch(module, name, patch.replacement, value)
-                        except Exception:  # noqa: S112  (a module that takes no assignments keeps its own)
+                        except Exception:  # a module that takes no assignments keeps its own
                             continue
                         self._patches.append((another, guard))
 
