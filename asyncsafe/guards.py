@@ -202,8 +202,11 @@ def admit(
         return None
     inside = under_way()
     if inside == "description":
+        # Not the description's: the garbage collector came in between.
         if guard.cleans_up or isinstance(sys.exc_info()[1], GeneratorExit):
-            return None  # not the description's: the garbage collector came in between
+            return None
+        if _describe_call(guard, args, kwargs, running).finalizing:
+            return None
         raise RuntimeError(f"{guard.operation}() in the description of another call")
     if inside == "unguarded" or (inside is not None and not scopes.forbidden(running)):
         return None

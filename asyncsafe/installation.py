@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 from . import baseline, discovery, policy
 from .exceptions import AsyncUnsafeWarning, InstallationError
 from .imports import forget, when_imported
 from .locks import ForkSafeLock
+from .stacks import is_ours
 from .tables import Integration, guard_names
 
 TYPE_CHECKING = False
@@ -210,7 +213,7 @@ def offered() -> list[_Offered]:
 def _warn(message: str) -> None:
     import warnings
 
-    warnings.warn(message, AsyncUnsafeWarning, stacklevel=3)
-
-
-# Tables ------------------------------------------------------------------------------------------
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, AsyncUnsafeWarning, stacklevel=level)

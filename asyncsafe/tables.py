@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from types import ModuleType
 
 from .callables import is_asynchronous
@@ -288,7 +289,9 @@ def guard_names(integrations: Iterable[Integration]) -> None:
             for name, value in tuple(names.items()):
                 if id(value) in functions:
                     one, patch, guard = functions[id(value)]
-                    one.guard_name(module, name, patch, guard)
+                    # A module that takes no assignments keeps its own.
+                    with suppress(Exception):
+                        one.guard_name(module, name, patch, guard)
 
 
 class _Guarded:

@@ -352,6 +352,7 @@ def ignored(site: Path) -> str:
         warnings.simplefilter("always")
         asyncsafe.install()
     (warning,) = caught
+    assert warning.filename == __file__  # where install() is called
     return str(warning.message)
 
 

@@ -16,6 +16,7 @@ import textwrap
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -864,6 +865,25 @@ def test_garbage_that_is_closed_during_a_description_is_closed(guarded: None) ->
     connection.close()
 
 
+def test_a_finalizer_that_runs_during_a_description_does_its_work(guarded: None) -> None:
+    """What it executes is lost if it is refused, as what it closes."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("create table released (name)")
+
+    class Lock:
+        def __del__(self) -> None:
+            connection.execute("insert into released values ('lock')")
+
+    async def main() -> None:
+        lock = Lock()
+        with Inside("description"):
+            del lock
+
+    asyncio.run(main())
+    assert connection.execute("select name from released").fetchall() == [("lock",)]
+    connection.close()
+
+
 def test_what_one_module_has_replaced_is_everybody_elses_still() -> None:
     """Django's `get_running_loop` was replaced in each module that had asyncio's, asyncio among them."""
     import django.utils.asyncio
@@ -895,3 +915,22 @@ def test_to_ask_whose_a_pool_is_opens_nothing(guarded: None) -> None:
 
     asyncio.run(main())
     assert not opened
+
+
+def test_a_module_that_takes_no_assignments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a guarded function by name: install() raised, and what came after it was not guarded."""
+    pyodbc = pytest.importorskip("pyodbc", exc_type=ImportError)
+
+    class Constants(ModuleType):
+        def __setattr__(self, name: str, value: object) -> None:
+            raise AttributeError("constants")
+
+    module = Constants("constants")
+    vars(module)["drivers"] = original = pyodbc.drivers
+    monkeypatch.setitem(sys.modules, "constants", module)
+    asyncsafe.install()
+    assert pyodbc.drivers is not original
+    assert module.drivers is original
+    assert hasattr(sqlite3.Connection.execute, "__async_unsafe__")
+    asyncsafe.uninstall()
+    assert pyodbc.drivers is original

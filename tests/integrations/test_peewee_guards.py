@@ -842,6 +842,8 @@ def test_a_database_can_be_exempt(shop: Shop, heard: list[Any]) -> None:
         return [order.total for order in shop.Order.select()]
 
     assert sorted(on_loop(work)) == [10, 20, 30]
+    assert on_loop(shop.Order.select().count) == 3  # rows that belong to no model
+    assert on_loop(lambda: shop.db.execute_sql("select 1").fetchall())
     on_loop(shop.db.close)
     assert heard == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,3 +208,30 @@ def test_a_synchronous_engine_below_run_sync(tmp_path: Path) -> None:
         await engine.dispose()
 
     asyncio.run(main())
+
+
+def test_rows_that_have_arrived_pass_no_guard(tmp_path: Path) -> None:
+    """However many there are: a guard for each would cost several times what its row does."""
+    asyncsafe.install("sqlalchemy")
+    ours = str(Path(asyncsafe.__file__).parent)
+    calls = []
+
+    def count(frame: Any, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(ours):
+            calls.append(frame.f_code.co_qualname)
+
+    async def read() -> int:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'rows.db'}")
+        counting = "with recursive t(n) as (select 1 union all select n + 1 from t where n < 500)"
+        async with engine.connect() as connection:
+            result = await connection.execute(sa.text(f"{counting} select n from t"))
+            sys.setprofile(count)
+            try:
+                found = sum(1 for _ in result)
+            finally:
+                sys.setprofile(None)
+        await engine.dispose()
+        return found
+
+    assert asyncio.run(read()) == 500
+    assert 0 < len(calls) < 50

@@ -487,6 +487,7 @@ NO_IO: tuple[tuple[str, Callable[[Database], Callable[[], Any]]], ...] = (
     ("connection.detach", lambda db: db.connection().detach),
     ("close twice", lambda db: (lambda c: (c.close(), c.close)[1])(db.connection())),
     ("dispose of nothing", lambda db: db.create().dispose),
+    ("dispose without a pool", lambda db: db.create(poolclass=pool.NullPool).dispose),
     ("dispose(close=False)", lambda db: (raw(db).close(), partial(db.engine.dispose, False))[1]),
     ("raw cursor", lambda db: raw(db).cursor),
     ("invalidate(soft=True)", lambda db: partial(raw(db).invalidate, soft=True)),

@@ -14,14 +14,18 @@ its databases are never refused.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...scopes import is_exempt
+from ...scopes import exempt, is_exempt
 from ...tables import Integration, Operation
 from .hints import tell
 from .local import use_local as use_local
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Where a cursor's rows are still the server's, or in the file, once its query was executed: the
 #: modules of those cursors.
@@ -99,6 +103,19 @@ def _detaches(database: Any, name: object) -> bool:
     return not database.is_closed() and name in database._attached
 
 
+def _execute_sql(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a database that is exempt, the driver's connection is, too: rows without a model know that alone."""
+
+    @functools.wraps(original)
+    def execute_sql(self: Any, sql: Any, params: Any = None, **options: Any) -> Any:
+        cursor = original(self, sql, params, **options)
+        if is_exempt(self) and not is_exempt(self.connection()):
+            exempt(self.connection())
+        return cursor
+
+    return execute_sql
+
+
 # Pools: what they hold is nowhere in public. `_connections` are the idle ones, `_in_use` the others.
 
 
@@ -166,7 +183,6 @@ def _of_database(name: str, **options: Any) -> Operation:
 
 _BEGIN = _of_database("begin")
 _INIT = _of_database("init", does_block=_is_open)
-_EXECUTE_SQL = _of_database("execute_sql", statement=_sql)
 
 integration: Integration = Integration(
     "peewee",
@@ -176,7 +192,7 @@ integration: Integration = Integration(
                 _of_database("connect", does_block=_opens),
                 _of_database("close", does_block=_closes, cleans_up=True),
                 _INIT,
-                _EXECUTE_SQL,
+                _of_database("execute_sql", statement=_sql, adapt=_execute_sql),
                 _BEGIN,
                 _of_database("commit", does_block=_is_open),
                 _of_database("rollback", does_block=_is_open, cleans_up=True),
@@ -236,7 +252,7 @@ integration: Integration = Integration(
             ],
         },
         "playhouse.postgres_ext": {
-            "PostgresqlExtDatabase": [_EXECUTE_SQL],
+            "PostgresqlExtDatabase": [_of_database("execute_sql", statement=_sql)],
             "FetchManyCursor": [
                 Operation("fetchone", called="peewee.ServerSide.fetchone", does_block=_has_more),
             ],

@@ -21,7 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ...exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
-from ...scopes import is_exempt
+from ...scopes import exempt, is_exempt
 from ...stacks import is_ours
 from ...tables import Integration, Operation
 from .hints import WHOLE_BLOCK, tell
@@ -217,6 +217,19 @@ def _leaving(leave: Callable[..., Any]) -> Callable[..., Any]:
     return __exit__
 
 
+def _preparing(prepare: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Of a database that is exempt, the driver's connection is, too: sqlite's rows are read from its cursors."""
+
+    @functools.wraps(prepare)
+    def prepare_connection_for_query_execution(self: Any) -> Any:
+        connection = prepare(self)
+        if is_exempt(self.database) and not is_exempt(connection):
+            exempt(connection)
+        return connection
+
+    return prepare_connection_for_query_execution
+
+
 _WHOLE_SESSION = [
     Operation("commit", adapt=_with_cache, does_block=_never),
     Operation("rollback", adapt=_with_cache, does_block=_never),
@@ -256,6 +269,7 @@ integration: Integration = Integration(
                     "prepare_connection_for_query_execution",
                     called="pony.Database.connect",
                     does_block=_prepares,
+                    adapt=_preparing,
                 ),
                 Operation("flush", called="pony.Database.flush", does_block=_saves),
                 Operation("commit", called="pony.Database.commit", does_block=_commits),

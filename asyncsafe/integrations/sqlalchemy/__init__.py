@@ -106,6 +106,8 @@ def _pool_blocks(pool: Any) -> bool:
 
 def _holds_connections(pool: Any) -> bool:
     """Whether there is something to close: what is checked out isn't closed by dispose()."""
+    if isinstance(pool, sys.modules["sqlalchemy.pool"].NullPool):
+        return False
     idle = pool.checkedin() if hasattr(pool, "checkedin") else 1
     return _pool_blocks(pool) and idle > 0
 
@@ -303,12 +305,17 @@ class _Rows:
 
 
 def _fetchiter(original: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-    """_fetchiter_impl(): a call that is guarded for each row, where the rows are asked for on a loop."""
+    """_fetchiter_impl(): a call that is guarded for each row, where that reads on a loop.
+
+    Where the client has all rows, it has them to the end: an asynchronous engine's cost no guard.
+    """
 
     @functools.wraps(original)
     def _fetchiter_impl(self: Any) -> Iterator[Any]:
         rows = original(self)
-        return rows if loops.namespace["get_running_loop"]() is None else _Rows(rows, self)
+        if loops.namespace["get_running_loop"]() is None or not _reads_all(self):
+            return rows
+        return _Rows(rows, self)
 
     return _fetchiter_impl
 
