@@ -195,7 +195,7 @@ class _Session:
         self._update: bool = options.update_baseline
         self._prune: bool = options.prune_baseline
         # The target may change the working directory.
-        self._report_path = options.report and Path(options.report).resolve()
+        self._report_path = options.report and Path(options.report).absolute()
         self._root = os.getcwd()
         self._status: int | None = 0
         self._pid = os.getpid()
@@ -369,6 +369,8 @@ def _report(options: argparse.Namespace) -> int:
     if options.output:
         write(Path(options.output), content)
         return 0
+    if sys.stdout is None:
+        raise OSError("standard output is closed: name a file by --output FILE")
     try:
         # A reader that isn't a person wants UTF-8, whatever the terminal's encoding is.
         encoding = "utf-8" if name != "text" else None

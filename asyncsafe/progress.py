@@ -18,7 +18,7 @@ from pathlib import Path
 from .messages import function, place
 from .reports.reading import UnreadableReport, read_recordings
 from .reports.recording import DIRECTORY_VARIABLE
-from .reports.wording import count, seconds
+from .reports.wording import count, printable, seconds
 from .violation import Frame
 
 TYPE_CHECKING = False
@@ -104,8 +104,8 @@ class _LastLine:
             self._size = size
             self._scroll_others()
         # Nothing that the program's names hold may move the cursor.
-        printable = "".join(c if c.isprintable() else "?" for c in text)[: size.columns - 1]
-        self._write(f"{_SAVE}\x1b[{size.lines};1H\x1b[2K\x1b[2m{printable}\x1b[0m{_RESTORE}")
+        told = printable(text)[: size.columns - 1]
+        self._write(f"{_SAVE}\x1b[{size.lines};1H\x1b[2K\x1b[2m{told}\x1b[0m{_RESTORE}")
 
     def clear(self) -> None:
         self._write(f"{_SAVE}\x1b[{self._size.lines};1H\x1b[2K{_SCROLL_ALL}{_RESTORE}")

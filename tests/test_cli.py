@@ -887,3 +887,37 @@ def test_a_terminal_without_unicode_is_told_all_the_same(recorded: Path) -> None
         check=True,
     )
     assert "7 synchronous calls" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is no /dev/stdout here")
+def test_a_report_may_be_written_into_a_pipe_by_its_name(recorded: Path) -> None:
+    written = asyncsafe_report(recorded, "report.json", "--output=/dev/stdout", "--format=text")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "7 synchronous calls" in written.stdout
+
+    run = asyncsafe_run(recorded, "--report=/dev/stdout", "script.py")
+    assert json.loads(run.stdout)["format"] == 1
+    assert "not written" not in run.stderr
+
+
+def test_without_a_standard_output_the_other_way_is_told(recorded: Path) -> None:
+    shell = f"{sys.executable} -m asyncsafe report report.json >&-"
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=recorded, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "standard output is closed: name a file by --output FILE" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode here")
+@pytest.mark.parametrize("name", FORMATS)
+def test_file_names_neednt_be_utf_8(project: Path, name: str) -> None:
+    script = os.fsencode(project) + b"/caf\xe9.py"
+    os.rename(project / "script.py", script)
+
+    done = subprocess.run(
+        [*command("run", "--report", name), script], cwd=project, capture_output=True, check=False
+    )
+
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert (project / name).read_text("utf-8").startswith(FORMATS[name])

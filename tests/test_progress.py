@@ -217,4 +217,4 @@ def test_names_of_the_programs_do_not_move_the_cursor() -> None:
         "_LastLine().show('a\\x1b[2Jb\\nc')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert b"a?[2Jb?c" in done.stdout
+    assert b"a\\x1b[2Jb\\nc" in done.stdout

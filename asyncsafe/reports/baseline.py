@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..messages import shorten
+from .wording import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _list(entries: list[str], what: str, more: str) -> list[str]:
     if not entries:
         return []
     lines = [f"{len(entries):,} {what}{'' if len(entries) == 1 else 's'}{more}:"]
-    lines += [f"  {entry}" for entry in entries[:LISTED]]
+    lines += [f"  {printable(entry)}" for entry in entries[:LISTED]]
     if len(entries) > LISTED:
         lines.append(f"  and {len(entries) - LISTED:,} more")
     return lines

@@ -23,6 +23,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def printable(text: str) -> str:
+    """The text, with escapes in place of what would end its line or have a terminal do something."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def all_refused(site: dict[str, Any]) -> bool:
     """Whether no call was made here."""
     return bool(site["outcomes"]["raised"] == site["calls"])

@@ -38,6 +38,7 @@ def site(number: int = 1, durations: list[float] | None = None, **changed: Any) 
         "loop_type": None,
         "task": "Task-2",
         "importing": None,
+        "phase": None,
         "reason": None,
         "begun_by": None,
         "begun_at": None,
