@@ -1146,6 +1146,20 @@ def test_the_baseline_is_updated_and_pruned_by_whole_runs(
     run(project, "--asyncsafe-baseline=baseline.txt", *workers).assert_outcomes(passed=2)
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--collect-only", "--setup-only", "--setup-plan", "--fixtures", "--ignore=test_shop.py"],
+)
+def test_a_run_without_its_tests_takes_nothing_out(
+    with_baseline: pytest.Pytester, option: str
+) -> None:
+    with_baseline.makepyfile(test_other="def test_nothing(): pass\n")
+
+    run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--prune-baseline", option)
+
+    assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline(with_baseline: pytest.Pytester) -> None:
     (with_baseline.path / "baseline.txt").unlink()
 
