@@ -305,6 +305,8 @@ class _Session:
             return ""
         known.read_kept(self._directory)
         why_not = f"the program ended with {self._status}" if self._status else None
+        if self._status is None:
+            why_not = "the program was interrupted"
         return "\n" + baseline_report.finish(
             known, report, update=self._update, prune=self._prune, why_not=why_not
         )

@@ -567,6 +567,21 @@ def test_the_baseline_is_updated_and_pruned(project: Path) -> None:
     assert (project / "baseline.txt").stat() == before  # nothing to change: it isn't written
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_program_that_is_interrupted_takes_nothing_out_of_the_baseline(
+    project: Path, name: str
+) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+    (project / "interrupted.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+    )
+
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "--prune-baseline", "interrupted.py")
+
+    assert "Nothing was taken out: the program was interrupted." in done.stderr
+    assert (project / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline_is_written_beside_the_program(project: Path) -> None:
     done = asyncsafe_run(project, "--baseline=baseline.txt", "script.py")
 

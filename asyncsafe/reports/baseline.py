@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..exceptions import ConfigurationError
 from ..messages import shorten
 from .wording import printable
 
@@ -36,7 +37,7 @@ def finish(
     if (update and add) or take_out:
         try:
             baseline.write(add=add if update else (), take_out=take_out)
-        except OSError as error:
+        except (ConfigurationError, OSError) as error:
             failure = f"It was not written: {error}."
     lines = [_passed(baseline, report)]
     added = update and not failure
