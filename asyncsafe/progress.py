@@ -64,7 +64,9 @@ class Progress:
 def _is_terminal() -> bool:
     try:
         terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    except (AttributeError, ValueError):  # there is none, or it is closed
+        # One whose size nobody has set has no lines: none of them is the last.
+        terminal = terminal and os.get_terminal_size(sys.stderr.fileno()).lines > 1
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
         return False
     return terminal and sys.platform != "win32"
 

@@ -19,7 +19,7 @@ from typing import Any
 import pyte
 import pytest
 
-from .test_cli import BLOCKING, command
+from .test_cli import BLOCKING, CLEAN, command
 
 ROWS, COLUMNS = 12, 100
 
@@ -191,6 +191,27 @@ def test_a_terminal_that_cannot_do_it_is_left_alone(project: Path) -> None:
     terminal.read_to_end()
     assert b"\x1b" not in terminal.written
     assert terminal.program.returncode == 0
+
+
+def test_a_terminal_without_a_size_is_left_alone(project: Path) -> None:
+    """Of a container, or of a program that runs others: nobody has told how many lines there are."""
+    (project / "script.py").write_text(CLEAN)
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        command("run", "--progress", "script.py"),
+        cwd=project,
+        env={**os.environ, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        check=True,
+        timeout=60,
+    )
+    written = os.read(ours, 65536)
+    os.close(ours)
+    os.close(theirs)
+    assert b"nothing blocked the event loop" in written
+    assert b"\x1b" not in written
 
 
 def test_without_a_terminal_there_is_no_line(project: Path) -> None:
