@@ -164,6 +164,8 @@ class Baseline:
         try:
             with open(temporary, "x", encoding="utf-8", newline="\n", **_LENIENT) as file:
                 file.write(text)
+            if os.path.exists(path):
+                os.chmod(temporary, os.stat(path).st_mode)
             os.replace(temporary, path)
         except OSError:
             if os.path.exists(temporary):

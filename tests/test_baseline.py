@@ -364,6 +364,13 @@ def test_any_file_name_is_a_line_that_is_read_again(file: Path, name: str) -> No
     assert entry in baseline.read(str(file)).unseen
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such mode here")
+def test_who_may_write_it_may_so_afterwards(file: Path) -> None:
+    file.chmod(0o664)
+    baseline.read(str(file)).write(add=["a.py::f op"])
+    assert file.stat().st_mode & 0o777 == 0o664
+
+
 def test_what_others_have_written_meanwhile_stays(file: Path) -> None:
     """Another run, a pull, an editor: a server's run takes hours."""
     file.write_text(TITLE + "gone.py::f op\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..messages import during, function, place
 from ..violation import Frame
-from .wording import all_refused, count, printable, seconds
+from .wording import all_refused, count, printable, seconds, were_refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
     )
     if refused == calls:
         return f"{told}; all were refused."
-    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+    return f"{told}; {were_refused(refused)}." if refused else f"{told}."
 
 
 def _calls(sites: list[dict[str, Any]]) -> tuple[int, int]:
@@ -98,7 +98,7 @@ def _summary(sites: list[dict[str, Any]], where: str, took: str) -> str:
     if refused == calls:
         return f"asyncsafe: {what}; all were refused."
     told = f"asyncsafe: {what}, {took.format(blocked)}"
-    return f"{told}; {refused:,} were refused." if refused else f"{told}."
+    return f"{told}; {were_refused(refused)}." if refused else f"{told}."
 
 
 def _row(site: dict[str, Any]) -> tuple[str, ...]:
@@ -145,7 +145,9 @@ def _fixes(sites: list[dict[str, Any]]) -> list[str]:
     width = max(len(where) for _, where in shown)
     lines = [f"  {where.ljust(width)}  {printable(fix)}" for (_, _, fix), where in shown]
     if len(fixes) > len(shown):
-        lines.append(f"  and {len(fixes) - len(shown)} more: --report FILE has them all")
+        lines.append(
+            f"  and {len(fixes) - len(shown)} more: asyncsafe run --report FILE has them all"
+        )
     return lines
 
 

@@ -15,3 +15,12 @@ def test_names_of_the_programs_neither_end_a_line_nor_reach_the_terminal() -> No
     assert r"one\x1b[2Jtwo\nthree\x85.py:3 find\r()" in told
     plain = text.render(report(site(1), site(2)))
     assert told.count("\n") == plain.count("\n")
+
+
+def test_one_call_was_refused_and_two_were() -> None:
+    def told(refused: int) -> str:
+        outcomes = {"raised": refused, "warned": 0, "recorded": 2, "allowed": 0}
+        return text.render(report(site(1, calls=2 + refused, outcomes=outcomes)))
+
+    assert "; 1 was refused.\n" in told(1)
+    assert "; 2 were refused.\n" in told(2)
