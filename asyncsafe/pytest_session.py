@@ -401,7 +401,14 @@ class Session:
     def _tell_sites(self, report: dict[str, Any]) -> list[str]:
         """The table, without what the baseline knows: that is a line of its own."""
         known = None if self._baseline is None else self._baseline.reason
-        sites = [site for site in report["sites"] if known is None or site["reason"] != known]
+        sites = [
+            site
+            for site in report["sites"]
+            # What passed once may have been refused by forbid().
+            if known is None
+            or site["reason"] != known
+            or site["outcomes"]["allowed"] < site["calls"]
+        ]
         if not sites:
             return []
         if len(sites) <= SITE_LIMIT or self._config.get_verbosity() > 0:

@@ -1146,6 +1146,32 @@ def test_the_baseline_is_updated_and_pruned_by_whole_runs(
     run(project, "--asyncsafe-baseline=baseline.txt", *workers).assert_outcomes(passed=2)
 
 
+def test_what_forbid_refuses_is_in_the_table_though_it_is_known(
+    with_baseline: pytest.Pytester,
+) -> None:
+    with_baseline.makepyfile(
+        test_forbidden="""
+        import asyncio
+        import asyncsafe, pytest, shop
+
+        async def call():
+            shop.find()
+
+        async def call_forbidden():
+            with asyncsafe.forbid(), pytest.raises(asyncsafe.SynchronousOnlyOperation):
+                await call()
+
+        def test_forbidden():
+            asyncio.run(call())
+            asyncio.run(call_forbidden())
+        """
+    )
+
+    result = run(with_baseline, "--asyncsafe-baseline=baseline.txt", "test_forbidden.py")
+
+    result.stdout.fnmatch_lines(["asyncsafe: 2 synchronous calls on the event loop*1 was refused."])
+
+
 @pytest.mark.parametrize(
     "option",
     ["--collect-only", "--setup-only", "--setup-plan", "--fixtures", "--ignore=test_shop.py"],
