@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..messages import during, function, place
 from ..violation import Frame
-from .wording import all_refused, count, printable, seconds, were_refused
+from .wording import all_refused, count, printable, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ def _summarize_sharing(sites: list[dict[str, Any]]) -> str:
     )
     if refused == calls:
         return f"{told}; all were refused."
-    return f"{told}; {were_refused(refused)}." if refused else f"{told}."
+    return (
+        f"{told}; {refused:,} {'was' if refused == 1 else 'were'} refused."
+        if refused
+        else f"{told}."
+    )
 
 
 def _calls(sites: list[dict[str, Any]]) -> tuple[int, int]:
@@ -98,7 +102,11 @@ def _summary(sites: list[dict[str, Any]], where: str, took: str) -> str:
     if refused == calls:
         return f"asyncsafe: {what}; all were refused."
     told = f"asyncsafe: {what}, {took.format(blocked)}"
-    return f"{told}; {were_refused(refused)}." if refused else f"{told}."
+    return (
+        f"{told}; {refused:,} {'was' if refused == 1 else 'were'} refused."
+        if refused
+        else f"{told}."
+    )
 
 
 def _row(site: dict[str, Any]) -> tuple[str, ...]:

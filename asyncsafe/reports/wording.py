@@ -23,11 +23,6 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def were_refused(number: int) -> str:
-    """How many were refused: "1 was refused", "2 were refused" and so on."""
-    return f"{number:,} {'was' if number == 1 else 'were'} refused"
-
-
 def printable(text: str) -> str:
     """The text, with escapes in place of what would end its line or have a terminal do something."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -67,7 +62,7 @@ def measured(site: dict[str, Any]) -> str:
     if site["calls"] > 1:
         told += f", {seconds(site['worst'])} at worst"
     if refused:
-        told += f"; {were_refused(refused)}"
+        told += f"; {refused:,} {'was' if refused == 1 else 'were'} refused"
     most = site["waiting"]["most"]
     return f"{told}; {count(most, 'task')} or callbacks waited" if most > 1 else told
 
