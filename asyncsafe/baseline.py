@@ -33,6 +33,9 @@ _SHARING = " in another task's transaction"
 #: What version control writes where it could not merge.
 _CONFLICT = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")
 
+#: What lines begin with that are no call sites.
+_BEGIN_OTHERS = ("#", *_CONFLICT)
+
 #: The files in which processes keep the call sites that they met.
 _ENDING = ".met.txt"
 
@@ -143,19 +146,26 @@ class Baseline:
     # The file --------------------------------------------------------------------------------
 
     def write(self, *, add: Iterable[str] = (), take_out: Iterable[str] = ()) -> None:
-        """Write the file anew, in one step: sorted, with its comments. Raises OSError."""
-        known = {**dict.fromkeys(add, ()), **self._known}
+        """Write the file anew, in one step: sorted, with its comments.
+
+        What was written into it since it was read stays. Raises OSError, and ConfigurationError
+        as `read` does.
+        """
+        now = read(self.path) if os.path.exists(self.path) else self
+        known = {**dict.fromkeys(add, ()), **now._known}
         for entry in take_out:
             known.pop(entry, None)
         lines = [*_HEADER]
         for entry in sorted(known):
             lines += [*known[entry], entry]
-        text = "\n".join([*lines, *self._last]) + "\n"
+        text = "\n".join([*lines, *now._last]) + "\n"
         path = os.path.realpath(self.path)  # a link stays one
         temporary = f"{path}.{os.getpid()}"
         try:
             with open(temporary, "x", encoding="utf-8", newline="\n", **_LENIENT) as file:
                 file.write(text)
+            if os.path.exists(path):
+                os.chmod(temporary, os.stat(path).st_mode)
             os.replace(temporary, path)
         except OSError:
             if os.path.exists(temporary):
@@ -176,7 +186,7 @@ def read(path: str) -> Baseline:
     path = os.path.abspath(path)
     try:
         with open(path, encoding="utf-8-sig", **_LENIENT) as file:
-            lines = file.read().splitlines()
+            lines = file.read().split("\n")
     except FileNotFoundError as error:
         raise ConfigurationError(
             f"there is no baseline {path}; `asyncsafe run --baseline FILE --update-baseline` or "
@@ -248,7 +258,9 @@ def _relative(filename: str, directory: str) -> str:
                 path = path if real.startswith(os.pardir) else real
         except ValueError:  # another drive
             path = filename
-    return path.replace(os.sep, "/")
+    path = path.replace(os.sep, "/").replace("\n", "\\n").replace("\r", "\\r")
+    # "./" where the line would be taken for a comment, or for a mark of a conflict, or begins with a space.
+    return f"./{path}" if path.startswith(_BEGIN_OTHERS) or path[:1].isspace() else path
 
 
 # The process's own ------------------------------------------------------------------------------

@@ -303,6 +303,8 @@ class _Session:
             return ""
         known.read_kept(self._directory)
         why_not = f"the program ended with {self._status}" if self._status else None
+        if self._status is None and self._prune:  # a server's usual end: what it didn't do is told
+            why_not = "the program was interrupted"
         return "\n" + baseline_report.finish(
             known, report, update=self._update, prune=self._prune, why_not=why_not
         )
@@ -367,6 +369,8 @@ def _report(options: argparse.Namespace) -> int:
     if options.output:
         write(Path(options.output), content)
         return 0
+    if sys.stdout is None:
+        raise OSError("standard output is closed: name a file by --output FILE")
     try:
         # A reader that isn't a person wants UTF-8, whatever the terminal's encoding is.
         encoding = "utf-8" if name != "text" else None

@@ -18,7 +18,7 @@ from pathlib import Path
 from .messages import function, place
 from .reports.reading import UnreadableReport, read_recordings
 from .reports.recording import DIRECTORY_VARIABLE
-from .reports.wording import count, seconds
+from .reports.wording import count, printable, seconds
 from .violation import Frame
 
 TYPE_CHECKING = False
@@ -64,7 +64,9 @@ class Progress:
 def _is_terminal() -> bool:
     try:
         terminal = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
-    except (AttributeError, ValueError):  # there is none, or it is closed
+        # One whose size nobody has set has no lines: none of them is the last.
+        terminal = terminal and os.get_terminal_size(sys.stderr.fileno()).lines > 1
+    except (AttributeError, OSError, ValueError):  # there is none, or it is closed
         return False
     return terminal and sys.platform != "win32"
 
@@ -104,8 +106,8 @@ class _LastLine:
             self._size = size
             self._scroll_others()
         # Nothing that the program's names hold may move the cursor.
-        printable = "".join(c if c.isprintable() else "?" for c in text)[: size.columns - 1]
-        self._write(f"{_SAVE}\x1b[{size.lines};1H\x1b[2K\x1b[2m{printable}\x1b[0m{_RESTORE}")
+        told = printable(text)[: size.columns - 1]
+        self._write(f"{_SAVE}\x1b[{size.lines};1H\x1b[2K\x1b[2m{told}\x1b[0m{_RESTORE}")
 
     def clear(self) -> None:
         self._write(f"{_SAVE}\x1b[{self._size.lines};1H\x1b[2K{_SCROLL_ALL}{_RESTORE}")

@@ -47,6 +47,9 @@ SITE_LIMIT = 20
 #: How many messages of calls that belong to no test are kept.
 OUTSIDE_LIMIT = 100
 
+#: Options of pytest with which it runs no test, and ends well.
+_RUNS_NONE = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
+
 #: A test class's or module's functions that pytest and unittest call round a test.
 _ROUND_A_TEST = (
     *("setup_module", "teardown_module", "setup_function", "teardown_function"),
@@ -417,7 +420,14 @@ class Session:
     def _tell_sites(self, report: dict[str, Any]) -> list[str]:
         """The table, without what the baseline knows: that is a line of its own."""
         known = None if self._baseline is None else self._baseline.reason
-        sites = [site for site in report["sites"] if known is None or site["reason"] != known]
+        sites = [
+            site
+            for site in report["sites"]
+            # What passed once may have been refused by forbid().
+            if known is None
+            or site["reason"] != known
+            or site["outcomes"]["allowed"] < site["calls"]
+        ]
         if not sites:
             return []
         if len(sites) <= SITE_LIMIT or self._config.get_verbosity() > 0:
@@ -465,7 +475,11 @@ class Session:
         """Why call sites that this run didn't see may be there all the same, or None."""
         if session.shouldstop or session.shouldfail or exitstatus != pytest.ExitCode.OK:
             return "not every test has passed"
-        if self._deselected or self._config.getoption("lf", default=False):
+        if any(self._config.getoption(name, default=False) for name in _RUNS_NONE):
+            return "no test was run"
+        # In the settings, --ignore tells what the whole is.
+        ignored = any(arg.startswith("--ignore") for arg in self._config.invocation_params.args)
+        if self._deselected or ignored or self._config.getoption("lf", default=False):
             return "tests were deselected"
         if not self._asked_for_all():
             return "it was a run of some tests"

@@ -364,6 +364,46 @@ def test_file_names_neednt_be_utf_8(file: Path) -> None:
     assert entry in baseline.read(str(file)).unseen
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "#1.py",
+        " a.py",
+        "\x85a.py",
+        "a\nb.py",
+        "a\rb.py",
+        "a\x0cb.py",
+        "a\u2028b.py",
+        "<<<<<<< a.py",
+    ],
+)
+def test_any_file_name_is_a_line_that_is_read_again(file: Path, name: str) -> None:
+    frame = Frame(str(file.parent / name), 1, "f")
+    entry = baseline.read(str(file)).entry(frame, "op")
+
+    baseline.read(str(file)).write(add=[entry])
+
+    assert entry in baseline.read(str(file)).unseen
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no such mode here")
+def test_who_may_write_it_may_so_afterwards(file: Path) -> None:
+    file.chmod(0o664)
+    baseline.read(str(file)).write(add=["a.py::f op"])
+    assert file.stat().st_mode & 0o777 == 0o664
+
+
+def test_what_others_have_written_meanwhile_stays(file: Path) -> None:
+    """Another run, a pull, an editor: a server's run takes hours."""
+    file.write_text(TITLE + "gone.py::f op\n")
+    known = baseline.read(str(file))
+    file.write_text(TITLE + "# theirs\nb.py::f op\ngone.py::f op\n")
+
+    known.write(add=["a.py::f op"], take_out=["gone.py::f op"])
+
+    assert file.read_text().splitlines()[3:] == ["a.py::f op", "# theirs", "b.py::f op"]
+
+
 # Where it is named -----------------------------------------------------------------------------
 
 PROGRAM = """

@@ -567,6 +567,21 @@ def test_the_baseline_is_updated_and_pruned(project: Path) -> None:
     assert (project / "baseline.txt").stat() == before  # nothing to change: it isn't written
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_program_that_is_interrupted_takes_nothing_out_of_the_baseline(
+    project: Path, name: str
+) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+    (project / "interrupted.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(60)\n"
+    )
+
+    done = asyncsafe_run(project, "--baseline=baseline.txt", "--prune-baseline", "interrupted.py")
+
+    assert "Nothing was taken out: the program was interrupted." in done.stderr
+    assert (project / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline_is_written_beside_the_program(project: Path) -> None:
     done = asyncsafe_run(project, "--baseline=baseline.txt", "script.py")
 
@@ -887,3 +902,37 @@ def test_a_terminal_without_unicode_is_told_all_the_same(recorded: Path) -> None
         check=True,
     )
     assert "7 synchronous calls" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is no /dev/stdout here")
+def test_a_report_may_be_written_into_a_pipe_by_its_name(recorded: Path) -> None:
+    written = asyncsafe_report(recorded, "report.json", "--output=/dev/stdout", "--format=text")
+    assert (written.returncode, written.stderr) == (0, "")
+    assert "7 synchronous calls" in written.stdout
+
+    run = asyncsafe_run(recorded, "--report=/dev/stdout", "script.py")
+    assert json.loads(run.stdout)["format"] == 1
+    assert "not written" not in run.stderr
+
+
+def test_without_a_standard_output_the_other_way_is_told(recorded: Path) -> None:
+    shell = f"{sys.executable} -m asyncsafe report report.json >&-"
+    done = subprocess.run(
+        ["sh", "-c", shell], cwd=recorded, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "standard output is closed: name a file by --output FILE" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode here")
+@pytest.mark.parametrize("name", FORMATS)
+def test_file_names_neednt_be_utf_8(project: Path, name: str) -> None:
+    script = os.fsencode(project) + b"/caf\xe9.py"
+    os.rename(project / "script.py", script)
+
+    done = subprocess.run(
+        [*command("run", "--report", name), script], cwd=project, capture_output=True, check=False
+    )
+
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert (project / name).read_text("utf-8").startswith(FORMATS[name])

@@ -19,7 +19,7 @@ from typing import Any
 import pyte
 import pytest
 
-from .test_cli import BLOCKING, command
+from .test_cli import BLOCKING, CLEAN, command
 
 ROWS, COLUMNS = 12, 100
 
@@ -193,6 +193,27 @@ def test_a_terminal_that_cannot_do_it_is_left_alone(project: Path) -> None:
     assert terminal.program.returncode == 0
 
 
+def test_a_terminal_without_a_size_is_left_alone(project: Path) -> None:
+    """Of a container, or of a program that runs others: nobody has told how many lines there are."""
+    (project / "script.py").write_text(CLEAN)
+    ours, theirs = pty.openpty()
+    subprocess.run(
+        command("run", "--progress", "script.py"),
+        cwd=project,
+        env={**os.environ, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        check=True,
+        timeout=60,
+    )
+    written = os.read(ours, 65536)
+    os.close(ours)
+    os.close(theirs)
+    assert b"nothing blocked the event loop" in written
+    assert b"\x1b" not in written
+
+
 def test_without_a_terminal_there_is_no_line(project: Path) -> None:
     (project / "script.py").write_text(PRINTING)
     (project / "go").touch()
@@ -217,4 +238,4 @@ def test_names_of_the_programs_do_not_move_the_cursor() -> None:
         "_LastLine().show('a\\x1b[2Jb\\nc')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert b"a?[2Jb?c" in done.stdout
+    assert b"a\\x1b[2Jb\\nc" in done.stdout

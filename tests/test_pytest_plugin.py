@@ -1168,6 +1168,46 @@ def test_the_baseline_is_updated_and_pruned_by_whole_runs(
     run(project, "--asyncsafe-baseline=baseline.txt", *workers).assert_outcomes(passed=2)
 
 
+def test_what_forbid_refuses_is_in_the_table_though_it_is_known(
+    with_baseline: pytest.Pytester,
+) -> None:
+    with_baseline.makepyfile(
+        test_forbidden="""
+        import asyncio
+        import asyncsafe, pytest, shop
+
+        async def call():
+            shop.find()
+
+        async def call_forbidden():
+            with asyncsafe.forbid(), pytest.raises(asyncsafe.SynchronousOnlyOperation):
+                await call()
+
+        def test_forbidden():
+            asyncio.run(call())
+            asyncio.run(call_forbidden())
+        """
+    )
+
+    result = run(with_baseline, "--asyncsafe-baseline=baseline.txt", "test_forbidden.py")
+
+    result.stdout.fnmatch_lines(["asyncsafe: 2 synchronous calls on the event loop*1 was refused."])
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--collect-only", "--setup-only", "--setup-plan", "--fixtures", "--ignore=test_shop.py"],
+)
+def test_a_run_without_its_tests_takes_nothing_out(
+    with_baseline: pytest.Pytester, option: str
+) -> None:
+    with_baseline.makepyfile(test_other="def test_nothing(): pass\n")
+
+    run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--prune-baseline", option)
+
+    assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline(with_baseline: pytest.Pytester) -> None:
     (with_baseline.path / "baseline.txt").unlink()
 

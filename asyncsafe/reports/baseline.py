@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from ..exceptions import ConfigurationError
 from ..messages import shorten
+from .wording import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def finish(
     if (update and add) or take_out:
         try:
             baseline.write(add=add if update else (), take_out=take_out)
-        except OSError as error:
+        except (ConfigurationError, OSError) as error:
             failure = f"It was not written: {error}."
     lines = [_passed(baseline, report)]
     added = update and not failure
@@ -69,7 +71,7 @@ def _list(entries: list[str], what: str, more: str) -> list[str]:
     if not entries:
         return []
     lines = [f"{len(entries):,} {what}{'' if len(entries) == 1 else 's'}{more}:"]
-    lines += [f"  {entry}" for entry in entries[:LISTED]]
+    lines += [f"  {printable(entry)}" for entry in entries[:LISTED]]
     if len(entries) > LISTED:
         lines.append(f"  and {len(entries) - LISTED:,} more")
     return lines

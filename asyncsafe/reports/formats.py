@@ -73,11 +73,12 @@ def write_file(path: str, report: dict[str, Any], root: str) -> None:
 
 def write(path: Path, content: str) -> None:
     """Write a file, or leave the one that is there as it was. Raises OSError."""
-    data = content.encode("utf-8", "surrogateescape")
-    path = path.resolve()
-    if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+    # File names needn't be UTF-8, and statements may have half a surrogate pair; the file is UTF-8.
+    data = content.encode("utf-8", "backslashreplace")
+    if path.exists() and not path.is_file():  # /dev/stdout, whose link leads nowhere, or a pipe
         path.write_bytes(data)
         return
+    path = path.resolve()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

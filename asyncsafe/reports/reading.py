@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from math import isfinite
 from pathlib import Path
 
 from .. import __version__
@@ -82,9 +84,16 @@ def _read_file(merging: _Merging, path: Path) -> None:
             merging.add_report(_parse(content))
     except UnreadableReport as error:
         raise UnreadableReport(f"{path} {error}") from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except _BROKEN as error:
         told = f"{path} is broken ({type(error).__name__}: {error}): record and write it again"
         raise UnreadableReport(told) from error
+
+
+#: What reading a file raises that isn't as we write them.
+_BROKEN = (
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+    *(OverflowError, RecursionError),
+)
 
 
 class _Merging:
@@ -131,6 +140,7 @@ class _Merging:
         self._add(sites, stalls)
 
     def add_report(self, report: dict[str, Any]) -> None:
+        _check_command(report["command"])
         self.runs.append({name: report[name] for name in _OF_A_RUN})
         self._dropped += report["dropped"]
         self._processes += report["processes"]
@@ -146,6 +156,10 @@ class _Merging:
 
     def _add(self, sites: list[dict[str, Any]], stalls: list[dict[str, Any]]) -> None:
         merged = [self._merge(site) for site in sites]
+        for stall in stalls:
+            _check_types(stall, _STALL_TYPES)
+            if not 0 <= stall["site"] < len(sites):
+                raise IndexError(f"there is no site {stall['site']}")
         self._stalls += [{**stall, "site": merged[stall["site"]]} for stall in stalls]
 
     def _merge(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -280,6 +294,13 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "waiting": dict,
 }
 _PLACE_TYPES = {"file": str, "line": int, "function": str, "async": bool}
+_WAITING_TYPES: dict[str, Any] = {"calls": int, "total": int, "most": int}
+_STALL_TYPES: dict[str, Any] = {
+    "start": (int, float),
+    "seconds": (int, float),
+    "waiting": (int, type(None)),
+    "site": int,
+}
 
 
 def _check_site(site: dict[str, Any]) -> None:
@@ -290,9 +311,25 @@ def _check_site(site: dict[str, Any]) -> None:
             _check_types(place, _PLACE_TYPES)
     for name in _OUTCOMES:
         _check_types(site["outcomes"], {name: int})
+    _check_types(site["waiting"], _WAITING_TYPES)
+    for seconds, count in site["durations"]:
+        _check_types({"durations": seconds, "count": count}, {"durations": float, "count": int})
+        if seconds < 0 or not 0 < count <= sys.maxsize:
+            raise ValueError(f"durations has {count} of {seconds}")
+
+
+def _check_command(command: object) -> None:
+    if not (command is None or (isinstance(command, list) and all(map(_is_string, command)))):
+        raise TypeError(f"command is {command!r}")
+
+
+def _is_string(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _check_types(entry: dict[str, Any], types: dict[str, Any]) -> None:
     for name, kind in types.items():
         if not isinstance(entry[name], kind):
             raise TypeError(f"{name} is {entry[name]!r}")
+        if isinstance(entry[name], (int, float)) and not isfinite(entry[name]):
+            raise ValueError(f"{name} is {entry[name]!r}")

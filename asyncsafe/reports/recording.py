@@ -9,6 +9,7 @@ last met: the greatest are the latest. So are the longest stalls.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -21,7 +22,6 @@ from .json import FORMAT
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from io import FileIO
     from typing import Any
 
 #: The directory in which `asyncsafe run` has its process and their children keep their files.
@@ -49,7 +49,10 @@ class Recording:
 
     def _open(self) -> None:
         self._path: str | None = None
-        self._file: FileIO | None = None
+        self._descriptor = -1
+        #: Which file the descriptor is of.
+        self._identity: tuple[int, int] | None = None
+        self._process = b""
         self._end = 0
         #: Each call site's number, and where its line begins.
         self._sites: dict[CallSite, tuple[int, int]] = {}
@@ -58,8 +61,9 @@ class Recording:
 
     def _start_anew(self) -> None:
         """In a forked child: what was recorded until now is the parent's, and so is its file."""
-        if self._file is not None:
-            self._file.close()
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                os.close(self._descriptor)
         violations.clear()
         self._open()
 
@@ -78,8 +82,10 @@ class Recording:
     def counted(self, site: CallSite | None) -> None:
         """Write down how many calls a site had. None: the count of calls beyond the recorder's limit."""
         try:
-            if not self._end:
+            if not self._is_ours():
                 self._open_file()
+            if not self._end:
+                self._append(self._header())
             if site is None:
                 self._write(0, self._header())
             elif site in self._sites:
@@ -137,21 +143,26 @@ class Recording:
             self._path = moved
 
     def _open_file(self) -> None:
-        if self._file is None:
-            name = f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}"
-            self._path = os.path.join(self._directory, name)
-            self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115  (open to the end)
-            self._descriptor = self._file.fileno()
-        self._append(self._header())
+        if self._path is None:
+            path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}")
+            self._descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
+            self._path = path
+            self._process = _describe_process()
+        else:  # the program has closed the descriptor, as daemons close all of them
+            self._descriptor = os.open(self._path, _FLAGS)
+        status = os.fstat(self._descriptor)
+        self._identity = status.st_dev, status.st_ino
+
+    def _is_ours(self) -> bool:
+        """Whether the descriptor is still this file's: the program may have opened another with it."""
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
 
     def _header(self) -> bytes:
-        process = {
-            "format": FORMAT,
-            "pid": os.getpid(),
-            "argv": sys.argv,
-            "python": sys.version.split()[0],
-        }
-        return b'{"dropped":%12d,' % violations.dropped + json.dumps(process).encode()[1:] + b"\n"
+        return b'{"dropped":%12d,' % violations.dropped + self._process
 
     def _append(self, text: bytes) -> int:
         """Write it at the end. Returns where it begins."""
@@ -163,6 +174,22 @@ class Recording:
     def _write(self, position: int, text: bytes) -> None:
         if _write_at(self._descriptor, text, position) != len(text):
             raise OSError("the disk is full")  # what was written is overwritten by the next line
+
+
+def _describe_process() -> bytes:
+    """The rest of the first line, which stays as long as it is: what follows it is not moved."""
+    process = {
+        "format": FORMAT,
+        "pid": os.getpid(),
+        # The program's own, which it may have put anything into, or deleted.
+        "argv": [str(argument) for argument in getattr(sys, "argv", ())],
+        "python": sys.version.split()[0],
+    }
+    return json.dumps(process).encode()[1:] + b"\n"
+
+
+#: A descriptor and no file object, which would close it, whosever it is by then.
+_FLAGS = os.O_WRONLY | getattr(os, "O_BINARY", 0)
 
 
 def _seek_and_write(descriptor: int, text: bytes, position: int) -> int:

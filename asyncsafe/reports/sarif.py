@@ -139,11 +139,11 @@ def _location(where: dict[str, Any], root: str, message: str | None = None) -> d
     path = relative(where["file"], root)
     artifact: dict[str, Any]
     if path is not None:
-        artifact = {"uri": quote(path), "uriBaseId": _ROOT}
+        artifact = {"uri": _quote(path), "uriBaseId": _ROOT}
     elif os.path.isabs(where["file"]):
         artifact = {"uri": Path(where["file"]).as_uri()}
     else:
-        artifact = {"uri": quote(where["file"])}  # "<string>"
+        artifact = {"uri": _quote(where["file"])}  # "<string>"
     location: dict[str, Any] = {
         "physicalLocation": {
             "artifactLocation": artifact,
@@ -152,6 +152,11 @@ def _location(where: dict[str, Any], root: str, message: str | None = None) -> d
         "logicalLocations": [{"fullyQualifiedName": where["function"], "kind": "function"}],
     }
     return location | ({"message": {"text": _plain(message)}} if message else {})
+
+
+def _quote(path: str) -> str:
+    """Byte for byte: file names needn't be UTF-8."""
+    return quote(os.fsencode(path))
 
 
 def _function(where: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..messages import during, function, place
 from ..violation import Frame
-from .wording import all_refused, count, seconds
+from .wording import all_refused, count, printable, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,13 +129,18 @@ def _asked(site: dict[str, Any]) -> str:
     """What the user's line asked for, and the operation that it took."""
     operation: str = site["operation"]
     if site["subject"] is None:
-        return operation
-    return f"{site['subject']} ({'.'.join(operation.split('.')[-2:])})"
+        return printable(operation)
+    return printable(f"{site['subject']} ({'.'.join(operation.split('.')[-2:])})")
 
 
 def _sharing_row(site: dict[str, Any]) -> tuple[str, ...]:
     at, begun = _place(site["call_site"]), _place(site["begun_at"])
-    return f"{site['calls']:,}", site["operation"], at, "the same line" if begun == at else begun
+    return (
+        f"{site['calls']:,}",
+        printable(site["operation"]),
+        at,
+        "the same line" if begun == at else begun,
+    )
 
 
 def _fixes(sites: list[dict[str, Any]]) -> list[str]:
@@ -146,7 +151,7 @@ def _fixes(sites: list[dict[str, Any]]) -> list[str]:
         fixes.setdefault((under["file"], under["function"], site["fix"]), _place(under))
     shown = list(fixes.items())[:FIXES]
     width = max(len(where) for _, where in shown)
-    lines = [f"  {where.ljust(width)}  {fix}" for (_, _, fix), where in shown]
+    lines = [f"  {where.ljust(width)}  {printable(fix)}" for (_, _, fix), where in shown]
     if len(fixes) > len(shown):
         lines.append(
             f"  and {len(fixes) - len(shown)} more: a report in a file (HTML, JSON) has them all"
@@ -156,4 +161,4 @@ def _fixes(sites: list[dict[str, Any]]) -> list[str]:
 
 def _place(where: dict[str, Any]) -> str:
     frame = Frame(where["file"], where["line"], where["function"], where["async"])
-    return f"{place(frame)} {function(frame)}"
+    return printable(f"{place(frame)} {function(frame)}")

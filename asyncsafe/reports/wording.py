@@ -23,6 +23,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def printable(text: str) -> str:
+    """The text, with escapes in place of what would end its line or have a terminal do something."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def all_refused(site: dict[str, Any]) -> bool:
     """Whether no call was made here."""
     return bool(site["outcomes"]["raised"] == site["calls"])
@@ -57,7 +62,7 @@ def measured(site: dict[str, Any]) -> str:
     if site["calls"] > 1:
         told += f", {seconds(site['worst'])} at worst"
     if refused:
-        told += f"; {refused:,} were refused"
+        told += f"; {refused:,} {'was' if refused == 1 else 'were'} refused"
     most = site["waiting"]["most"]
     return f"{told}; {count(most, 'task')} or callbacks waited" if most > 1 else told
 

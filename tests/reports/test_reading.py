@@ -118,6 +118,35 @@ BROKEN = {
         json.dumps(report(site(1))).replace('"site": 0', '"site": 9'),
         "IndexError",
     ),
+    "a site from the end": (
+        json.dumps(report(site(1))).replace('"site": 0', '"site": -1'),
+        "IndexError",
+    ),
+    "endless": (
+        json.dumps(report(site(1))).replace('"seconds": 0.006', '"seconds": 1e999'),
+        "seconds is inf",
+    ),
+    "larger than numbers are": (
+        json.dumps(report(site(1))).replace('"seconds": 0.006', '"seconds": 1' + 400 * "0"),
+        "OverflowError",
+    ),
+    "half a call": (
+        json.dumps(report(site(1, durations=[0.5]))).replace(", 1]]", ", 0.5]]"),
+        "count is 0.5",
+    ),
+    "nobody waits": (
+        json.dumps(report(site(1))).replace('"waiting": {"calls"', '"waiting": {"cells"'),
+        "KeyError: 'calls'",
+    ),
+    "a stall without time": (
+        json.dumps(report(site(1))).replace('"start": 1790000000.5', '"start": null'),
+        "start is None",
+    ),
+    "a command of lists": (
+        json.dumps({**report(site(1)), "command": [[]]}),
+        r"command is \[\[\]\]",
+    ),
+    "deep": ('{"format": 1, "sites": ' + "[" * 200_000, "RecursionError"),
     "a broken recording": ('{"dropped":           0,"format": 1}\n{"calls"\n', "is broken"),
     "a newer recording": ('{"dropped":           0,"format": 2}\n', "has format 2"),
 }

@@ -189,3 +189,55 @@ def test_a_forked_child_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert len(report["processes"]) == 2
     assert sum(site["calls"] for site in report["sites"]) == 42
     assert len(report["stalls"]) == 42
+
+
+CLOSED = """
+asyncio.run(work())
+os.closerange(3, 100)
+theirs = [open(f"{sys.argv[1]}/{number}.txt", "w+b", buffering=0) for number in range(6)]
+for file in theirs:
+    file.write(b"theirs" * 200)
+asyncio.run(work())
+if hasattr(os, "fork"):
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+for file in theirs:
+    file.seek(0)
+    assert file.read() == b"theirs" * 200
+"""
+
+
+def test_a_program_that_closes_every_descriptor_has_its_own_files_left_alone(
+    tmp_path: Path,
+) -> None:
+    """Daemons do; what they open next has the number that was the recording's."""
+    report, told, status = record(tmp_path, CLOSED)
+
+    assert (told, status) == ("", 0)
+    assert sum(site["calls"] for site in report["sites"]) == 42
+
+
+@pytest.mark.parametrize(
+    "change", ["del sys.argv", "import pathlib; sys.argv = [pathlib.Path('x'), b'y', None]"]
+)
+def test_a_program_may_do_with_its_arguments_what_it_wants(change: str, tmp_path: Path) -> None:
+    report, told, status = record(tmp_path, f"{change}\nasyncio.run(work())")
+
+    assert (told, status) == ("", 0)
+    assert sum(site["calls"] for site in report["sites"]) == 21
+
+
+def test_the_first_line_stays_as_long_as_it_is(tmp_path: Path) -> None:
+    """It is written again with each call beyond the limit, whatever sys.argv is by then."""
+    end = """
+from asyncsafe import recorder
+recorder.SITE_LIMIT = 1
+asyncio.run(work())
+sys.argv = ["x" * 500]
+asyncio.run(work())
+"""
+    report, told, status = record(tmp_path, end)
+
+    assert (told, status) == ("", 0)
+    assert (sum(site["calls"] for site in report["sites"]), report["dropped"]) == (40, 2)

@@ -88,6 +88,8 @@ def test_where_a_transaction_was_begun_is_related() -> None:
         ("/app/a b/ü#?.py", {"uri": "a%20b/%C3%BC%23%3F.py", "uriBaseId": "%SRCROOT%"}),
         ("/usr/lib/python3/site.py", {"uri": "file:///usr/lib/python3/site.py"}),
         ("/application/x.py", {"uri": "file:///application/x.py"}),
+        ("/app/caf\udce9.py", {"uri": "caf%E9.py", "uriBaseId": "%SRCROOT%"}),
+        ("/usr/caf\udce9.py", {"uri": "file:///usr/caf%E9.py"}),
         ("<string>", {"uri": "%3Cstring%3E"}),
     ],
 )
