@@ -13,6 +13,7 @@ _PER_DOUBLING = 16
 #: The shortest and the longest duration that are told apart, as powers of two of a second: about
 #: a microsecond, and about an hour.
 _SHORTEST, _LONGEST = -20, 12
+_SHORTEST_SECONDS: float = 2**_SHORTEST
 _LAST = (_LONGEST - _SHORTEST) * _PER_DOUBLING - 1
 _OFFSET = -_SHORTEST * _PER_DOUBLING
 _GROWTH: float = 2 ** (1 / _PER_DOUBLING)
@@ -38,11 +39,10 @@ class Durations:
 
     def add(self, seconds: float, count: int = 1) -> int:
         """Count a duration. Returns the number of its bucket."""
-        bucket = (
-            0
-            if seconds < 2**_SHORTEST
-            else min(int(log2(seconds) * _PER_DOUBLING + _OFFSET), _LAST)
-        )
+        if seconds < _SHORTEST_SECONDS:
+            bucket = 0
+        else:
+            bucket = min(int(log2(seconds) * _PER_DOUBLING + _OFFSET), _LAST)
         self._counts[bucket] = self._counts.get(bucket, 0) + count
         return bucket
 

@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     class Keeper(Protocol):
         """Who writes down what is recorded. It is told while the recorder's lock is held."""
 
-        def counted(self, site: CallSite | None) -> object:
-            """A call was counted; None: at a call site beyond SITE_LIMIT."""
+        def counted(self, site: CallSite | None, made: bool) -> object:
+            """A call was counted; None: at a call site beyond SITE_LIMIT.
+
+            made: it is made now, and `timed` follows, or this with False where it took no time.
+            """
 
         def timed(self, site: CallSite, bucket: int) -> object:
             """A call has returned: its duration is in this bucket of the site's durations."""
@@ -296,6 +299,9 @@ class Recorder:
             try:
                 if seconds:
                     self._add_time(site, seconds, waiting)
+                elif site is not self._beyond:
+                    for keeper in self._keepers:
+                        keeper.counted(site, False)
             finally:
                 self._at_work = False
         if pending.violation is not None:
@@ -348,7 +354,9 @@ class Recorder:
                 site.outcomes[outcome] = site.outcomes.get(outcome, 0) + 1
                 listeners = self._listeners(site)
                 for keeper in self._keepers:
-                    keeper.counted(None if site is self._beyond else site)
+                    # The first warning may be an error, as the program has it: nothing follows then.
+                    made = outcome != "raised" and (outcome != "warned" or site.warned)
+                    keeper.counted(None if site is self._beyond else site, made)
             finally:
                 self._at_work = False
         if not first:

@@ -225,18 +225,16 @@ class Call:
                 self._read(self._frames_in_loop())
         #: Whether an ASGI server makes the call while it starts up or shuts down.
         self.phase: Phase | None = None if begun else phase_of(self._innermost, running)
+        site, coroutine = self._site, self._coroutine
+        self.kept: tuple[CodeType, CodeType | None] = site.f_code, coroutine and coroutine.f_code
         self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
             operation,
             self.phase,
             None if begun is None else begun.place,
-            id(self._site.f_code),
-            self._site.f_lasti,
-            self._coroutine and id(self._coroutine.f_code),
-            self._coroutine and self._coroutine.f_lasti,
-        )
-        self.kept: tuple[CodeType, CodeType | None] = (
-            self._site.f_code,
-            self._coroutine and self._coroutine.f_code,
+            id(site.f_code),
+            site.f_lasti,
+            coroutine and id(coroutine.f_code),
+            coroutine and coroutine.f_lasti,
         )
 
     def _frames_in_loop(self) -> Iterator[FrameType]:
@@ -263,7 +261,7 @@ class Call:
                 if caller is None and owner != "ours":
                     caller = frame
             if code.co_flags & ASYNC_CODE:
-                if is_user(code.co_filename):
+                if whose(code.co_filename) == "user":
                     coroutine = frame
                     break
                 outer_coroutine = outer_coroutine or frame

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..violation import Outcome
 
 _OUTCOMES: tuple[Outcome, ...] = ("raised", "warned", "recorded", "allowed")
+#: Those of a call that is made.
+_MADE = _OUTCOMES[1:]
 _OF_A_RUN = ("command", "mode", "exit_status")
 _QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
@@ -125,6 +127,8 @@ class _Merging:
                 # Written as they were when the bucket was last met.
                 site["seconds"] = max(site["seconds"], entry["seconds"])
                 site["worst"] = max(site["worst"], entry["worst"])
+                for name in _MADE:
+                    site["outcomes"][name] = max(site["outcomes"][name], entry[name])
                 durations.append((entry["site"], entry["bucket"], entry["count"]))
             elif "stall" in entry:
                 stalls.append({**entry, "seconds": entry.pop("stall")})
@@ -137,6 +141,8 @@ class _Merging:
                 sites.append({**entry, "outcomes": outcomes, **times, "waiting": waiting})
         for number, bucket, count in durations:
             sites[number]["durations"].append((middle(bucket), count))
+        for site in sites:
+            site["calls"] = sum(site["outcomes"].values())
         self._add(sites, stalls)
 
     def add_report(self, report: dict[str, Any]) -> None:

@@ -3,8 +3,12 @@
 A process may end without being asked (SIGKILL, os._exit, a fork of multiprocessing's), so nothing
 waits for its end: a call site is a line of JSON, written when it first appears, and its numbers
 stand at the beginning of the line in fixed width, overwritten in place as they change. Each bucket
-of its durations is a line of its own, in which its times stand as they were when that bucket was
-last met: the greatest are the latest. So are the longest stalls.
+of its durations is a line of its own, in which its times, and how many of its calls were made, stand
+as they were when that bucket was last met: the greatest are the latest. The longest stalls are
+lines, too.
+
+A call that is made costs one write, when it has returned. Of a process that is killed in the middle
+of a call, that call's count is lost, unless it is the first at its call site.
 """
 
 from __future__ import annotations
@@ -30,12 +34,15 @@ DIRECTORY_VARIABLE = "ASYNCSAFE_RECORDING"
 #: How the names of these files end.
 ENDING = ".recording.jsonl"
 
-_COUNTS = b'{"calls":%12d,"raised":%12d,"warned":%12d,"recorded":%12d,"allowed":%12d,'
+_COUNTS = b'{"raised":%12d,"warned":%12d,"recorded":%12d,"allowed":%12d,'
 _WAITING = b'"waiting_calls":%12d,"waiting_total":%12d,"waiting_most":%12d,'
-_DURATIONS = b'{"count":%12d,"seconds":%20.9f,"worst":%20.9f,"site":%6d,"bucket":%4d}\n'
+_DURATIONS = (
+    b'{"count":%12d,"seconds":%20.9f,"worst":%20.9f,"warned":%12d,"recorded":%12d,"allowed":%12d,'
+)
+_BUCKET = b'"site":%6d,"bucket":%4d}\n'
 _STALL = b'{"stall":%20.9f,"start":%20.6f,"waiting":%12b,"site":%6d}\n'
 #: Where it begins in a call site's line that others waited.
-_WAITING_AT = len(_COUNTS % (0, 0, 0, 0, 0))
+_WAITING_AT = len(_COUNTS % (0, 0, 0, 0))
 
 
 class Recording:
@@ -79,8 +86,11 @@ class Recording:
 
     # A full disk, a directory that is gone, a file that the program closed: the program goes on.
 
-    def counted(self, site: CallSite | None) -> None:
-        """Write down how many calls a site had. None: the count of calls beyond the recorder's limit."""
+    def counted(self, site: CallSite | None, made: bool) -> None:
+        """Write down how a site's calls ended. None: the count of calls beyond the recorder's limit.
+
+        made: `timed` will write it down, unless the site is new.
+        """
         try:
             if not self._is_ours():
                 self._open_file()
@@ -89,7 +99,8 @@ class Recording:
             if site is None:
                 self._write(0, self._header())
             elif site in self._sites:
-                self._write(self._sites[site][1], _counts(site))
+                if not made:
+                    self._write(self._sites[site][1], _counts(site))
             else:
                 line = _counts(site) + _waiting(site) + json.dumps(describe(site)).encode()[1:]
                 self._sites[site] = len(self._sites), self._append(line + b"\n")
@@ -97,14 +108,22 @@ class Recording:
             return
 
     def timed(self, site: CallSite, bucket: int) -> None:
-        """Write down how long a site's calls took."""
+        """Write down how long a site's calls took, and how many there were."""
         try:
             number = self._sites[site][0]
             count = site.durations.count(bucket)
-            line = _DURATIONS % (count, site.seconds, site.worst, number, bucket)
+            outcomes = site.outcomes.get
+            line = _DURATIONS % (
+                count,
+                site.seconds,
+                site.worst,
+                outcomes("warned", 0),
+                outcomes("recorded", 0),
+                outcomes("allowed", 0),
+            )
             position = self._durations.get((number, bucket))
             if position is None:
-                self._durations[number, bucket] = self._append(line)
+                self._durations[number, bucket] = self._append(line + _BUCKET % (number, bucket))
             else:
                 self._write(position, line)
         except (OSError, ValueError, KeyError):  # KeyError: its line couldn't be written
@@ -197,7 +216,7 @@ def _seek_and_write(descriptor: int, text: bytes, position: int) -> int:
     return os.write(descriptor, text)
 
 
-#: Called twice for each call that is recorded.
+#: Called for each call that is recorded.
 _write_at: Callable[[int, bytes, int], int] = getattr(os, "pwrite", _seek_and_write)
 
 
@@ -217,7 +236,6 @@ def record_into(directory: str) -> None:
 def _counts(site: CallSite) -> bytes:
     outcomes = site.outcomes.get
     return _COUNTS % (
-        site.calls,
         outcomes("raised", 0),
         outcomes("warned", 0),
         outcomes("recorded", 0),

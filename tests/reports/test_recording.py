@@ -102,6 +102,95 @@ def test_nothing_is_lost_of_a_process_that_is_killed(tmp_path: Path) -> None:
     assert in_file[1]["waiting"] == [1, 4, 4]
 
 
+OUTCOMES = """
+import contextlib, json, sqlite3, warnings
+
+asyncsafe.install()
+
+def attempt():
+    try:
+        take(0.0001)
+    except (asyncsafe.SynchronousOnlyOperation, asyncsafe.AsyncUnsafeWarning):
+        pass
+
+async def calls():
+    for step in {steps}:
+        asyncsafe.configure(mode={"allow": "record", "error": "warn"}.get(step, step))
+        allowed = asyncsafe.allow() if step == "allow" else contextlib.nullcontext()
+        with warnings.catch_warnings(), allowed:
+            warnings.simplefilter("error" if step == "error" else "ignore")
+            attempt()
+    asyncsafe.configure(mode="record")
+
+async def begin(connection):
+    connection.execute("insert into orders values (1)")
+
+async def share(connection):
+    for _ in range(3):
+        connection.execute("select number from orders")
+
+async def main():
+    await calls()
+    connection = sqlite3.connect(":memory:")
+    connection.execute("create table orders (number)")
+    begun = asyncio.create_task(begin(connection))
+    await begun
+    await asyncio.create_task(share(connection))
+    names = "raised", "warned", "recorded", "allowed"
+    told = [[site.calls, *(site.outcomes.get(name, 0) for name in names)] for site in violations]
+    print(json.dumps(told), flush=True)
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "outcomes"),
+    [
+        ("record raise raise record record allow", [6, 2, 0, 3, 1]),
+        ("record record allow raise", [4, 1, 0, 2, 1]),
+        ("record error error", [3, 0, 2, 1, 0]),  # a warning that is raised: no call is made
+        ("record error warn warn", [4, 0, 3, 1, 0]),
+    ],
+)
+def test_every_outcome_is_there_of_a_process_that_is_killed(
+    steps: str, outcomes: list[int], tmp_path: Path
+) -> None:
+    """Those of calls that are not made, or that take no time of their own, too."""
+    report, told, _ = record(tmp_path, OUTCOMES.replace("{steps}", str(steps.split())))
+
+    in_file = [[site["calls"], *site["outcomes"].values()] for site in report["sites"]]
+    assert sorted(in_file) == sorted(json.loads(told))
+    assert outcomes in in_file
+    (shared,) = (site for site in report["sites"] if site["begun_by"] is not None)
+    assert (shared["calls"], shared["durations"]) == (3, [])
+
+
+IN_FLIGHT = """
+@asyncsafe.async_unsafe
+def work(end):
+    if end:
+        os.kill(os.getpid(), 9)
+
+async def main():
+    for end in {ends}:
+        work(end)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(("ends", "count"), [([1], 1), ([0, 0, 0, 1], 3)])
+def test_the_call_in_which_a_process_is_killed(ends: list[int], count: int, tmp_path: Path) -> None:
+    """The first at its call site is written before it is made; another when it has returned."""
+    report, _, status = record(tmp_path, IN_FLIGHT.replace("{ends}", str(ends)))
+
+    assert status == -signal.SIGKILL
+    (site,) = report["sites"]
+    assert (site["calls"], site["outcomes"]["recorded"]) == (count, count)
+
+
 def test_a_recording_is_read_while_it_is_written(tmp_path: Path) -> None:
     """A process that is killed in the middle of its last line loses that line."""
     record(tmp_path, KILLED)
