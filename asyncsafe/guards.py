@@ -256,7 +256,9 @@ def _describe_call(
 ) -> Call:
     return Call(
         running,
-        sys._getframe(2),  # not our caller's, which holds the Call: garbage that keeps the stack
+        # Not our caller's, which holds the Call: garbage that keeps the stack. Nor its caller's,
+        # which is ours as well: looking at it would take time.
+        sys._getframe(3),
         guard.operation,
         guard.library,
         guard.headline,
