@@ -83,6 +83,18 @@ def whose(filename: str) -> Owner:
     return owner
 
 
+def whose_frame(frame: FrameType) -> Owner:
+    """As `whose`, for what was made by exec(), too: it belongs to the module that made it."""
+    filename = frame.f_code.co_filename
+    if filename != "<string>":
+        return whose(filename)
+    name = frame.f_globals.get("__name__")
+    if name is None:  # a decorator's, pony's for one
+        return "library"
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return "user" if name == "__main__" or file is None else whose(file)
+
+
 def is_ours(filename: str) -> bool:
     """Whether this is asyncsafe's own code."""
     return whose(filename) == "ours"

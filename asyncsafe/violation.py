@@ -11,7 +11,7 @@ from .callables import ASYNC_CODE, GENERATOR_CODE
 from .lifespan import phase_of
 from .messages import describe
 from .nesting import Inside
-from .stacks import absolute, call_chain, is_ours, is_user, whose
+from .stacks import absolute, call_chain, is_ours, whose_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ class Call:
         for frame in frames:
             code = frame.f_code
             if site is None:
-                owner = whose(code.co_filename)
+                owner = whose_frame(frame)
                 if owner == "user":
                     site = frame
                 elif owner == "installed":
@@ -261,7 +261,7 @@ class Call:
                 if caller is None and owner != "ours":
                     caller = frame
             if code.co_flags & ASYNC_CODE:
-                if whose(code.co_filename) == "user":
+                if whose_frame(frame) == "user":
                     coroutine = frame
                     break
                 outer_coroutine = outer_coroutine or frame
@@ -312,7 +312,7 @@ class Call:
         if self._describe_line is None and self._describe_call is None:
             return None
         loop = (f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename))
-        frames = list(takewhile(lambda frame: not is_user(frame.f_code.co_filename), loop))
+        frames = list(takewhile(lambda frame: whose_frame(frame) != "user", loop))
         try:
             with Inside("description"):
                 told = self._describe_line and self._describe_line(frames)
@@ -326,7 +326,7 @@ class Call:
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
         frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
-        owners = [whose(frame.f_code.co_filename) for frame in frames]
+        owners = [whose_frame(frame) for frame in frames]
         programs: Whose = "user" if "user" in owners else "installed"
         users = [frame for frame, owner in zip(frames, owners, strict=True) if owner == programs]
         library, loop = self.running
@@ -361,7 +361,7 @@ def call_site(frame: FrameType) -> Frame:
     last = frame
     installed = None
     for outer in call_chain(frame):
-        owner = whose(outer.f_code.co_filename)
+        owner = whose_frame(outer)
         if owner == "user":
             return _describe(outer)
         if owner == "installed":

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import asyncsafe
+from asyncsafe import sharing
+
+# pony takes a program without a file, as pytest-xdist's workers are, for an interactive session, in
+# which it wraps its functions.
+vars(sys.modules["__main__"]).setdefault("__file__", __file__)
 
 pytest_plugins = ["tests.fix_mysql", "tests.fix_postgres"]
 
@@ -21,6 +27,8 @@ def clean_slate(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("ASYNCSAFE_STARTUP", raising=False)
     asyncsafe.configure()
     asyncsafe.violations.clear()
+    # sqlite3's connections are known by their address, where an earlier test's may have stood.
+    sharing._begun.clear()
     yield
     asyncsafe.uninstall()
     asyncsafe.configure()

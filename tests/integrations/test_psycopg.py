@@ -39,6 +39,9 @@ MANY = "select n from generate_series(1, 100000) n"
 NAME = "asyncsafe-test"
 IDLE, ACTIVE, INTRANS, INERROR = 0, 1, 2, 3
 
+#: A bound method that no module holds by a name.
+TAKEN_BEFORE = (psycopg.connect,)
+
 
 class Server:
     """Three letters, connections to them, and what the server knows of those connections."""
@@ -1112,9 +1115,10 @@ class TestMadeBefore:
             partial(psycopg.connect, conninfo=db.dsn),
             partial(psycopg.Connection.connect, db.dsn),
             partial(Overriding.connect, conninfo=db.dsn),
+            partial(connect_by_name, db.dsn),
         ):
             assert refused(call).subject is None
-        violation = refused(partial(connect_by_name, db.dsn))
+        violation = refused(partial(TAKEN_BEFORE[0], db.dsn))
         assert violation.subject == "psycopg.Connection.connect() was called"
 
     def test_uninstalled_again(self, db: Server) -> None:

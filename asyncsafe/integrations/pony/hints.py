@@ -28,7 +28,8 @@ def tell(frames: list[FrameType]) -> Told | None:
     """
     for frame in reversed(frames):
         name = str(frame.f_globals.get("__name__"))
-        if not name.startswith("pony."):
+        # In an interactive session, pony wraps its functions to shorten their tracebacks.
+        if not name.startswith("pony.") or frame.f_code.co_name == "cut_traceback":
             continue
         if read := _READERS.get(frame.f_code.co_qualname):
             return read(frame)
