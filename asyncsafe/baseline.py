@@ -7,6 +7,7 @@ import os
 from . import policy
 from .exceptions import ConfigurationError
 from .messages import within_packages
+from .nesting import Inside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -276,8 +277,9 @@ def active() -> Baseline | None:
     """
     global _active, _looked
     if not _looked:
-        path = find_path()
-        _active = None if path is None else read(path)
+        with Inside("unguarded"):  # the first time, on the loop: reading may call what is guarded
+            path = find_path()
+            _active = None if path is None else read(path)
         _looked = True
     return _active
 

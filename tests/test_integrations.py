@@ -16,6 +16,7 @@ from .running import python
 NAMES = (*LIBRARIES, *OPTIONAL)
 #: Modules that a library has only where its C extension was built and finds its own libraries.
 NOT_EVERYWHERE = {
+    "django": ("django.db.backends.mysql.",),  # for want of mysqlclient
     # duckdb 1's, which duckdb 2 has no more
     "duckdb": (
         "duckdb.DuckDBPyConnection.pl",
@@ -28,6 +29,7 @@ NOT_EVERYWHERE = {
         "duckdb.fetch_arrow_table",
         "duckdb.fetch_record_batch",
     ),
+    "sqlite3": ("_sqlite3.Connection.autocommit",),  # Python 3.12's
     "peewee": ("playhouse.cysqlite_ext: ",),
     "mysql.connector": ("mysql.connector.connection_cext: ", "mysql.connector.cursor_cext: "),
 }

@@ -310,6 +310,7 @@ def test_rounds_leave_nothing_behind() -> None:
         connection.close()
     assert before[0] > 60
     assert (after[0], after[2:]) == (before[0], before[2:])
-    # Less than one object, and less memory than one takes, a round.
+    # Less than one object, and less memory than one takes, a round. (Dictionaries of types and of
+    # modules are made anew, some larger: the more, the more libraries other tests have imported.)
     assert after[1] - before[1] < 50
-    assert grown < 5_000
+    assert grown < 10_000
