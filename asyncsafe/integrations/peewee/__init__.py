@@ -39,7 +39,7 @@ def _database(thing: Any) -> Any:
         return thing
     if hasattr(thing, "row_cache"):
         model = getattr(thing, "model", None)
-        database = None if model is None else model._meta.database
+        database: Any = None if model is None else model._meta.database
     else:
         database = getattr(thing, "db", None) or getattr(thing, "_database", None)
     return database.obj if isinstance(database, peewee.Proxy) else database

@@ -100,7 +100,7 @@ def _prefetched(query: Any) -> str | None:
     """For `customer.orders`, the rows that point to one other: all of them at once."""
     peewee = sys.modules["peewee"]
     where: Any = getattr(query, "_where", None)  # what a query has to meet is nowhere in public
-    field = where.lhs if isinstance(where, peewee.Expression) else None
+    field: Any = where.lhs if isinstance(where, peewee.Expression) else None
     if not isinstance(query, peewee.ModelSelect) or not isinstance(field, peewee.ForeignKeyField):
         return None
     if where.op != peewee.OP.EQ or field.model is not query.model:

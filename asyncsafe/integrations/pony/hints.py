@@ -45,7 +45,7 @@ def _by_name(frame: FrameType) -> Told | None:
         return Told("Database() was bound", f"{_THREAD}(db.bind)(...)")
     if name.startswith("_"):
         return None
-    owner = frame.f_locals.get("cls", frame.f_locals.get("self"))
+    owner: Any = frame.f_locals.get("cls", frame.f_locals.get("self"))
     if isinstance(owner, core.EntityMeta):
         return Told(f"{owner.__name__}.{name}() was called", WHOLE_BLOCK)
     if isinstance(owner, core.Entity):
