@@ -21,6 +21,11 @@ database = {database}
 default-character-set = utf8mb4
 """
 
+#: Two threads race for one result, and the second comes too late now and then.
+UNSTEADY = {
+    "tests/test_connection.py::test_result_concurrent_use_raises": "it is a race, which it lost bare"
+}
+
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
@@ -37,6 +42,7 @@ def prepared(directory: Path) -> Iterator[list[Suite]]:
                 pytest=True,
                 python=python,
                 directory=sources,
+                unsteady=UNSTEADY,
                 environment=lambda: _environment(server, directory / "tests.cnf"),
             )
         ]

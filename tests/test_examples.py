@@ -43,7 +43,8 @@ def fastapi_peewee() -> str:
 
 @pytest.fixture(scope="module")
 def flask_psycopg2(postgres: str) -> str:
-    return run_example("flask_psycopg2", {**os.environ, "ASYNCSAFE_TEST_POSTGRES": postgres})
+    dsn = create_database(postgres, "flask_example")
+    return run_example("flask_psycopg2", {**os.environ, "ASYNCSAFE_TEST_POSTGRES": dsn})
 
 
 def number(pattern: str, text: str) -> int:

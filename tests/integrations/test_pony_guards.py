@@ -32,8 +32,7 @@ class Shop:
 
     def __init__(self, watch: Any, **provider: Any) -> None:
         self._watch = watch
-        for table in ("tagged", "orders", "customer", "tag"):
-            self.tell(f"drop table if exists {table}")
+        self.drop()
         self.provider = provider
         self.db: Any = orm.Database()
 
@@ -130,6 +129,11 @@ class Shop:
             local.db_session.__exit__(ValueError, ValueError(), None)
         orm.rollback()
         self.db.disconnect()
+        self.drop()
+
+    def drop(self) -> None:
+        for table in ("tagged", "orders", "customer", "tag"):
+            self.tell(f"drop table if exists {table}")
 
 
 def to_sqlite(request: pytest.FixtureRequest) -> Shop:
