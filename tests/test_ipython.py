@@ -281,7 +281,7 @@ def test_a_cell_can_be_strict(notebook: Notebook) -> None:
 ERRORS = {
     "1 / 0": "ZeroDivisionError",
     "await asyncio.sleep(0)\n1 / 0": "ZeroDivisionError",
-    "count(": "SyntaxError",
+    "count)": "SyntaxError",
     "db.execute('SELECT nothing')": "OperationalError",
     "import signal\nsignal.raise_signal(signal.SIGINT)": "KeyboardInterrupt",
     "import os\nos.kill(os.getpid(), signal.SIGINT)\nawait asyncio.sleep(60)": "CancelledError",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import select
 import sqlite3
 import sys
@@ -89,6 +90,7 @@ def servers(postgres: str, mysql: dict[str, Any], tmp_path: Path) -> Servers:
 @pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Any], Any]]:
     """Runs a coroutine; nothing may be flagged by the time that it has ended."""
+    gc.collect()  # an earlier test's connections, which would be given back on the loop
     asyncsafe.install()
     asyncsafe.configure(mode="raise")
     yield LOOPS[request.param]
