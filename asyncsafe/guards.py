@@ -221,11 +221,12 @@ def admit(
         return None
     if answer.mode == "allow":
         return violations.begin(call, "allowed", answer.reason)
-    reason = _why_let_through(guard, call, args, answer, cleaning_up)
-    if reason is not None:
-        return violations.begin(call, "allowed", reason)
-    if answer.mode == "raise":
-        raise refusal(violations.refuse(call))
+    if answer.mode == "raise" or baseline.active() is not None:
+        reason = _why_let_through(guard, call, args, answer, cleaning_up)
+        if reason is not None:
+            return violations.begin(call, "allowed", reason)
+        if answer.mode == "raise":
+            raise refusal(violations.refuse(call))
     return _warn(call) if answer.mode == "warn" else violations.begin(call, "recorded", None)
 
 
