@@ -100,11 +100,6 @@ def is_ours(filename: str) -> bool:
     return whose(filename) == "ours"
 
 
-def is_user(filename: str) -> bool:
-    """Whether this is the user's code: not ours, the standard library's or an installed package's."""
-    return whose(filename) == "user"
-
-
 def add_guarded(packages: set[str]) -> None:
     """From now on, what these packages have installed is a library's."""
     if not packages <= _guarded:

@@ -86,7 +86,7 @@ def test_the_chain_without_greenlet_is_the_stack(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_whose_a_file_is(filename: str, is_user: bool) -> None:
-    assert stacks.is_user(filename.replace("/", os.sep)) is is_user
+    assert (stacks.whose(filename.replace("/", os.sep)) == "user") is is_user
 
 
 SITE_PACKAGES = os.path.dirname(os.path.dirname(pytest.__file__))
