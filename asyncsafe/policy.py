@@ -40,9 +40,6 @@ _project_startup: tuple[Startup, str] | None = None
 _own_modes = False
 
 
-#: What `[tool.asyncsafe]` in pyproject.toml may hold.
-
-
 class Allowance:
     """A reason for which everything in the process is let through, and whether anything was."""
 

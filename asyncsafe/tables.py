@@ -96,7 +96,9 @@ class Integration:
     name: the library's, as install() takes it.
     operations: {module: {class: [Operation, ...]}}, "" for the module's own functions. A module
         is guarded when it is imported; what the installed version lacks is passed over.
-    replaced: {module: {class: {attribute: what stands there while the library is guarded}}}.
+    replaced: {module: {class: {attribute: what stands there while the library is guarded}}}. What
+        is in a module of another package, which the library uses, is replaced with the first of
+        the library's own.
     does_block: asked for every operation beside its own `does_block`, with the same arguments.
     connection: called with what an operation is of: the connection that it is or belongs to.
     trusted: packages that use the library on the loop and know what they do.
@@ -144,8 +146,14 @@ class Integration:
         self.exempt: Mapping[str, str] = exempt or {}
         self.not_guarded: Mapping[str, str] = not_guarded or {}
         self.installed: bool = False
-        modules = {**self.operations, **self.replaced}
-        add_guarded({module.partition(".")[0] for module in modules})
+        packages = {_package(module) for module in self.operations or self.replaced}
+        add_guarded(packages)
+        self._modules = [
+            module
+            for module in {**self.operations, **self.replaced}
+            if _package(module) in packages
+        ]
+        self._others = [module for module in self.replaced if _package(module) not in packages]
         self._patches: list[tuple[Patch, Guard | None]] = []
 
     def install(self) -> None:
@@ -154,7 +162,7 @@ class Integration:
             return
         self.installed = True
         try:
-            for module in {**self.operations, **self.replaced}:
+            for module in self._modules:
                 when_imported(module, self._guard_module)
         except BaseException:
             self.uninstall()
@@ -163,7 +171,7 @@ class Integration:
     def uninstall(self) -> None:
         """Put everything back."""
         self.installed = False
-        for module in {**self.operations, **self.replaced}:
+        for module in self._modules:
             forget(module, self._guard_module)
         while self._patches:
             patch, guard = self._patches.pop()
@@ -178,7 +186,7 @@ class Integration:
         imports the modules of the table; one that can't be imported is missing with all it has.
         """
         found = []
-        for module_name in {**self.operations, **self.replaced}:
+        for module_name in (*self._modules, *self._others):
             try:
                 __import__(module_name)
                 module = sys.modules[module_name]
@@ -202,6 +210,13 @@ class Integration:
         return found
 
     def _guard_module(self, module: ModuleType) -> None:
+        if not self._patches:
+            for name in self._others:
+                __import__(name)
+                self._patch_module(sys.modules[name])
+        self._patch_module(module)
+
+    def _patch_module(self, module: ModuleType) -> None:
         with _guard_lock:
             replaced = self.replaced.get(module.__name__, {})
             operations = self.operations.get(module.__name__, {})
@@ -292,6 +307,10 @@ def guard_names(integrations: Iterable[Integration]) -> None:
                     # A module that takes no assignments keeps its own.
                     with suppress(Exception):
                         one.guard_name(module, name, patch, guard)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 class _Guarded:

@@ -149,9 +149,8 @@ def _python_signature(function: FunctionType) -> tuple[str, dict[str, str]]:
 
 def _c_signature(call: Any, told: str | None) -> tuple[str, dict[str, str]] | None:
     """For a C method that has one default at most: "($self, sql, parameters=(), /)"."""
-    if not isinstance(call, (MethodDescriptorType, WrapperDescriptorType)):
-        return None
-    text = getattr(call, "__text_signature__", None) or told or ""
+    is_method = isinstance(call, (MethodDescriptorType, WrapperDescriptorType))
+    text = (getattr(call, "__text_signature__", None) if is_method else None) or told or ""
     self, *names = (part.strip() for part in text[1:-1].split(","))
     by_position_only = names[-1:] == ["/"]
     if by_position_only:

@@ -50,12 +50,18 @@ def guarded_owners() -> list[Any]:
     """Every class and module that has something guarded."""
     owners = []
     for name in LIBRARIES:
-        for module_name, classes in integration(name).operations.items():
+        one = integration(name)
+        for module_name in {**one.operations, **one.replaced}:
             try:
                 module = importlib.import_module(module_name)
             except Exception:  # Django's backends for drivers that aren't installed
                 continue
-            owners += [getattr(module, cls) if cls else module for cls in classes]
+            classes = {**one.operations.get(module_name, {}), **one.replaced.get(module_name, {})}
+            owners += [
+                getattr(module, cls) if cls else module
+                for cls in classes
+                if not cls or hasattr(module, cls)  # another version's
+            ]
     return owners
 
 
@@ -728,6 +734,35 @@ class TestOperation:
         driver = library(Operation("query", adapt=adapt))
         assert driver.Connection().query("select 1") == ("adapted", ("select 1", 5))
         assert is_refused(lambda: driver.Connection().query("select 1"))
+
+    def test_what_it_uses_of_another_is_replaced_with_it(
+        self, library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not before it is imported, and once, though it is imported anew."""
+        (tmp_path / "its_helper.py").write_text("def caller(): return 'helper'\n")
+        helper = importlib.import_module("its_helper")
+        original = helper.caller
+        made = Integration(
+            "some_driver",
+            {"some_driver": {"Connection": [Operation("query")]}},
+            replaced={"its_helper": {"": {"caller": lambda: "ours"}}},
+        )
+        try:
+            made.install()
+            assert helper.caller is original
+            driver = importlib.import_module("some_driver")
+            assert helper.caller() == "ours"
+            importlib.reload(driver)
+            assert helper.caller() == "ours"
+            assert made.missing() == []
+            made.uninstall()
+            assert helper.caller is original
+            made.install()
+            assert helper.caller() == "ours"
+        finally:
+            made.uninstall()
+            del sys.modules["its_helper"]
+        assert helper.caller is original
 
     def test_function_of_the_module(self, library: Any) -> None:
         made = Integration("some_driver", {"some_driver": {"": [Operation("connect")]}})

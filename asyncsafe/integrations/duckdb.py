@@ -6,77 +6,41 @@ A relation runs nothing until it is asked for its rows (`fetchall()`, `df()`, `s
 duckdb 2 relations are written in Python, and come to `DuckDBPyConnection._submit` for all that
 they run: guarded below their own methods, for what has no entry here.
 
-A query may read the caller's variables (`from df`), which duckdb looks for in the frame that
-calls it. That is a guard's frame, so that those calls are made from a frame with the caller's
-variables: `_in_callers_name`.
+A query may read the caller's variables (`from df`). duckdb asks `inspect.currentframe()` for the
+frame that calls it, which is a guard's: `_currentframe` stands there while duckdb is guarded.
 
 duckdb tells nowhere whether a transaction is open.
 """
 
 from __future__ import annotations
 
-import functools
-import os
 import sys
-from collections.abc import Mapping
 
-from ..stacks import WRAPPER_FILE, is_ours
+from ..stacks import is_ours
 from ..tables import Integration, Operation
 from ..violation import Told
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from types import FrameType
     from typing import Any
 
-_CALL = compile("__call__()", WRAPPER_FILE, "eval")
 
+def _currentframe() -> FrameType | None:
+    """The caller's frame. For a call that a guard has made: the frame that called the guard.
 
-class _Variables(Mapping[str, object]):
-    """The variables of a frame, which are only read when they are asked for; and `__call__`."""
-
-    __slots__ = ("_call", "_frame")
-
-    def __init__(self, frame: FrameType, call: Callable[[], Any]) -> None:
-        self._frame = frame
-        self._call = call
-
-    def __getitem__(self, name: str) -> object:
-        return self._call if name == "__call__" else self._frame.f_locals[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._frame.f_locals)
-
-    def __len__(self) -> int:
-        return len(self._frame.f_locals)
-
-
-def _in_callers_name(original: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        frame = sys._getframe(1)
-        while (between := _between.get(frame.f_code.co_filename)) or (
-            between is None and _is_between(frame)
-        ):
-            if frame.f_back is None:
-                break
+    duckdb 2 asks from functions of its own, and goes on from them to their callers.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while True:
+        outer = frame
+        while outer is not None and _is_duckdbs(outer):
+            outer = outer.f_back
+        if outer is None or not is_ours(outer.f_code.co_filename):
+            return frame
+        frame = outer
+        while frame is not None and is_ours(frame.f_code.co_filename):
             frame = frame.f_back
-        bound = functools.partial(original, *args, **kwargs)
-        return eval(_CALL, frame.f_globals, _Variables(frame, bound))  # noqa: S307
-
-    return functools.update_wrapper(call, original)
-
-
-#: Of files, whether their code stands between the caller and the call: ours, or duckdb's.
-_between: dict[str, bool] = {WRAPPER_FILE: True}
-
-
-def _is_between(frame: FrameType) -> bool:
-    filename = frame.f_code.co_filename
-    found = is_ours(filename) or _is_duckdbs(frame)
-    if os.path.isabs(filename):  # "<stdin>" and the like can be anybody's
-        _between[filename] = found
-    return found
 
 
 def _is_duckdbs(frame: FrameType) -> bool:
@@ -137,6 +101,12 @@ def _of_relation(relation: Any, *args: Any, **kwargs: Any) -> object:
 
 
 _LAZY = ("sql", "query", "from_query")
+_QUERY = "($self, query, parameters=None)"
+_OWN_PARAMETERS = {
+    "fetchone": "($self)",
+    "fetchmany": "($self, size=1)",
+    "fetchall": "($self)",
+}
 _FETCHES = (
     *("fetchone", "fetchmany", "fetchall", "fetchnumpy", "fetchdf", "fetch_df", "fetch_df_chunk"),
     *("df", "pl", "torch", "tf", "arrow", "to_arrow_table", "to_arrow_reader"),
@@ -162,14 +132,14 @@ integration: Integration = Integration(
         "duckdb": {
             "DuckDBPyConnection": [
                 *(
-                    Operation(name, does_block=_is_open, statement=_query, adapt=_in_callers_name)
+                    Operation(name, does_block=_is_open, statement=_query, parameters=_QUERY)
                     for name in ("execute", "executemany")
                 ),
+                *(Operation(name, does_block=_runs, statement=_query) for name in _LAZY),
                 *(
-                    Operation(name, does_block=_runs, statement=_query, adapt=_in_callers_name)
-                    for name in _LAZY
+                    Operation(name, does_block=_has_result, parameters=_OWN_PARAMETERS.get(name))
+                    for name in _FETCHES
                 ),
-                *(Operation(name, does_block=_has_result) for name in _FETCHES),
                 *(Operation(name, does_block=_is_open) for name in _FILES),
                 Operation("table_function", does_block=_reads_file),
                 Operation("append", does_block=_is_open),
@@ -177,7 +147,7 @@ integration: Integration = Integration(
                 Operation("checkpoint", does_block=_is_open),
                 Operation("close", does_block=_is_open, cleans_up=True),
                 Operation("__exit__", does_block=_is_open, cleans_up=True),
-                Operation("_submit", does_block=_is_open, statement=_query, adapt=_in_callers_name),
+                Operation("_submit", does_block=_is_open, statement=_query),
             ],
             "DuckDBPyRelation": [
                 *(Operation(name, statement=_of_relation) for name in _TERMINALS),
@@ -197,7 +167,6 @@ integration: Integration = Integration(
                         name,
                         called=f"duckdb.{name}",
                         statement=_query_by_default,
-                        adapt=_in_callers_name,
                     )
                     for name in ("execute", "executemany")
                 ),
@@ -207,7 +176,6 @@ integration: Integration = Integration(
                         called=f"duckdb.{name}",
                         does_block=_runs_by_default,
                         statement=_query_by_default,
-                        adapt=_in_callers_name,
                     )
                     for name in _LAZY
                 ),
@@ -226,6 +194,8 @@ integration: Integration = Integration(
             ],
         },
     },
+    # src/replacement/python_replacement_scan.cpp: inspect.currentframe(), then f_back.
+    replaced={"inspect": {"": {"currentframe": _currentframe}}},
     describe=_describe,
     distributions=("duckdb",),
     tested=("1.5.6", "2.0.1"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -384,6 +385,45 @@ class TestVariables:
 
         assert run(use) == [[(42,)]] * 3 + [[(7,)]] * 2
         assert connection.execute("select max(id) from letters").fetchone() == (42,)
+
+    def test_they_are_found_through_functions_of_duckdbs_own(
+        self, db: Database, guarded: None
+    ) -> None:
+        connection = db.connect()
+        mine = connection.values([42])  # noqa: F841
+        assert connection.sql("from mine").filter("col0 > 1").fetchall() == [(42,)]
+        found = connection.sql("from mine").query("one", "from mine, one").fetchall()
+        assert found == [(42, 42)]
+
+    def test_they_are_the_callers_alone(self, db: Database, guarded: None) -> None:
+        """Nor those of our own functions, whose names are easily met: `args`, `call`, `guard`."""
+        connection = db.connect()
+        asyncsafe.configure(mode="record")
+
+        def use(name: str) -> None:
+            with pytest.raises(duckdb.CatalogException, match=name):
+                connection.execute(f"from {name}")
+
+        def call() -> None:
+            mine = connection.values([42])  # noqa: F841
+            for name in ("mine", "args", "kwargs", "call", "guard", "query", "self"):
+                use(name)
+
+        call()
+        on_loop(call)
+
+    def test_currentframe_is_everybody_elses_still(self, db: Database, guarded: None) -> None:
+        """What duckdb asks for its caller's variables is ours while it is guarded."""
+
+        def frame() -> Any:
+            return inspect.currentframe()
+
+        assert inspect.currentframe.__module__.startswith("asyncsafe.")
+        assert inspect.currentframe() is sys._getframe()
+        found = asyncsafe.async_unsafe(frame)()
+        assert found.f_code is frame.__code__
+        asyncsafe.uninstall()
+        assert inspect.currentframe.__module__ == "inspect"
 
     def test_they_are_let_go(self, db: Database, guarded: None) -> None:
         """Nothing but the function itself holds what its variables hold."""
