@@ -23,15 +23,11 @@ def in_transaction(connection: Any) -> bool | None:
     sqlite3, psycopg2, psycopg, PyMySQL, mysql.connector, SQLAlchemy's connections and those of its
     pools, peewee's databases; pg8000 where it is guarded. No statement is sent.
     """
-    try:
-        told = connection.in_transaction  # sqlite3; a method of SQLAlchemy's and peewee's
-    except AttributeError:
-        pass
-    except Exception:  # closed: sqlite3.ProgrammingError
-        return False
-    else:
-        return bool(told() if callable(told) else told)
+    if _tells(connection):
+        return _told(connection)
     connection = getattr(connection, "driver_connection", connection)  # below SQLAlchemy's pools
+    if _tells(connection):
+        return _told(connection)
     if (tell := tell_by_library.get(type(connection).__module__.partition(".")[0])) is not None:
         try:
             return tell(connection)
@@ -45,6 +41,22 @@ def in_transaction(connection: Any) -> bool | None:
         return bool(connection.server_status & _MYSQL_OPEN)  # PyMySQL
     except Exception:
         return None
+
+
+def _tells(connection: Any) -> bool:
+    """Whether it has `in_transaction`: sqlite3's, SQLAlchemy's and peewee's have.
+
+    Its type is asked, since a mock has every attribute, and would remember a call.
+    """
+    return hasattr(type(connection), "in_transaction")
+
+
+def _told(connection: Any) -> bool:
+    try:
+        told = connection.in_transaction
+    except Exception:  # closed: sqlite3.ProgrammingError
+        return False
+    return bool(told() if callable(told) else told)
 
 
 def begins_by_itself(connection: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from .environments import environment, installed
@@ -17,6 +18,9 @@ ALL = [*DIALECT, "test/engine", "test/base/test_result.py", "test/orm/test_lazy_
 ALL += ["test/orm/test_loading.py", "test/orm/test_query.py", "test/orm/test_scoping.py"]
 ALL += ["test/orm/test_unitofwork.py", "test/sql/test_query.py", "test/sql/test_resultset.py"]
 ASYNCHRONOUS = ["test/ext/asyncio", "test/dialect/test_suite.py"]
+#: In mode "record", which refuses nothing, so that nothing may differ: hundreds of these call
+#: synchronous engines and pools, of mocks for the most part, below a coroutine.
+RECORDED = [*ALL, "test/base", "test/ext/asyncio"]
 
 #: By default each test, a synchronous driver's too, is run by a greenlet below a coroutine.
 OFF_LOOP = "--disable-asyncio"
@@ -36,9 +40,20 @@ DIFFER = {
 
 @contextmanager
 def prepared(directory: Path) -> Iterator[list[Suite]]:
+    uri = "sqlite+aiosqlite://"
+    asynchronous = suite(directory, "aiosqlite", ASYNCHRONOUS, uri, ["sqlite3"])
+    recorded = replace(
+        asynchronous,
+        name="aiosqlite-recorded",
+        title=f"{asynchronous.title}, recorded",
+        tests=[*RECORDED, *asynchronous.tests[len(ASYNCHRONOUS) :]],
+        environment=lambda: {**asynchronous.environment(), "ASYNCSAFE_MODE": "record"},
+        differ={},
+    )
     yield [
         suite(directory, "sqlite", [*ALL, OFF_LOOP], "sqlite://", ["sqlite3"]),
-        suite(directory, "aiosqlite", ASYNCHRONOUS, "sqlite+aiosqlite://", ["sqlite3"]),
+        asynchronous,
+        recorded,
     ]
 
 

@@ -19,6 +19,10 @@ HERE = Path(__file__).parent
 Results = dict[str, str]
 
 
+#: They would decide what the guard does.
+_NOT_TO_BE_INHERITED = ("ASYNCSAFE_MODE", "DJANGO_ALLOW_ASYNC_UNSAFE")
+
+
 class NotRun(Exception):  # noqa: N818  (no error of anybody's)
     """A recipe lacks a library or a server. The message says which."""
 
@@ -62,9 +66,8 @@ def run(suite: Suite, directory: Path, *, guarded: bool) -> Results:
     output = directory / f"{suite.name}-{how}.txt"
     results.unlink(missing_ok=True)
     path = f"{suite.python.parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **suite.environment(), "PATH": path, "PYTHONHASHSEED": "0"}
-    for variable in ("ASYNCSAFE_MODE", "DJANGO_ALLOW_ASYNC_UNSAFE"):
-        environment.pop(variable, None)
+    ours = {name: value for name, value in os.environ.items() if name not in _NOT_TO_BE_INHERITED}
+    environment = {**ours, **suite.environment(), "PATH": path, "PYTHONHASHSEED": "0"}
     asked = {
         "results": str(results),
         "tests": suite.tests,

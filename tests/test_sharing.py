@@ -17,13 +17,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import jsonschema
 import psycopg2
 import psycopg2.extensions
 import pytest
 import sqlalchemy
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import QueuePool, StaticPool
 
 import asyncsafe
 from asyncsafe import (
@@ -823,6 +824,28 @@ def test_a_pool_that_hands_one_connection_to_many_tasks(postgres: str) -> None:
     engine.dispose()
     assert len(backends) == 1
     assert not shared()
+
+
+def test_a_mock_is_not_asked_for_its_transaction(heard: list[Violation]) -> None:
+    """Whatever one is asked is true, and told to the test that counts its calls."""
+    configure(mode="record")
+    driver = Mock()
+    pool = StaticPool(lambda: driver)
+
+    async def use() -> None:
+        connection = pool.connect()
+        connection.cursor().execute("select 1")
+        await asyncio.sleep(0)
+        connection.close()
+
+    async def main() -> None:
+        await asyncio.gather(use(), use())
+
+    asyncio.run(main())
+    assert driver.mock_calls == [call.cursor(), call.cursor().execute("select 1")] * 2 + (
+        [call.rollback()] * 2
+    )
+    assert {violation.begun_by for violation in heard} == {None}
 
 
 def test_without_guards(connection: Any) -> None:

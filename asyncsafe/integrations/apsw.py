@@ -32,11 +32,12 @@ def _connection(thing: Any) -> Any:
 
 
 def _owner(thing: Any) -> Any:
-    """A cursor tells its connection; blobs and backups don't, but the garbage collector knows it."""
+    """A cursor tells its connection; others don't, but the garbage collector knows it."""
     apsw = sys.modules["apsw"]
     if isinstance(thing, apsw.Cursor) and thing:
         return thing.get_connection()
-    if isinstance(thing, (apsw.Blob, apsw.Backup)):
+    # Not each build has sessions.
+    if isinstance(thing, (apsw.Blob, apsw.Backup, getattr(apsw, "Session", apsw.Backup))):
         kept = gc.get_referents(thing)
         return next((one for one in kept if isinstance(one, apsw.Connection)), thing)
     return thing
@@ -54,11 +55,6 @@ def _opens(thing: Any, *args: Any, **kwargs: Any) -> bool:
 def _ends_a_write(cursor: Any, force: bool = False) -> bool:
     """Closed halfway, a statement that writes (INSERT ... RETURNING) is ended, and committed."""
     return _is_synchronous(cursor) and cursor.has_vdbe and not cursor.is_readonly
-
-
-def _of_session(session: Any, *args: Any) -> bool:
-    """It reads its connection's tables. Which one that is, it doesn't tell."""
-    return bool(session)
 
 
 def _applies(changeset: object, db: Any, *args: Any, **kwargs: Any) -> bool:
@@ -129,7 +125,7 @@ integration: Integration = Integration(
                 Operation("close", cleans_up=True),
             ),
             "Session": _of(
-                _of_session,
+                _is_synchronous,
                 Operation("diff"),
                 Operation("changeset"),
                 Operation("patchset"),

@@ -549,6 +549,14 @@ def test_asynchronous_connections(
         assert len(await cursor.get) == 4
         async with await connection.blob_open("main", "letters", "body", 1, False) as blob:
             assert await blob.read() == b"one"
+        if hasattr(apsw, "Session"):
+            session = await apsw.aio.make_session(connection, "main")
+            await session.attach()
+            await connection.execute("update letters set body = ? where id = 4", (b"IV",))
+            assert b"IV" in await session.changeset()
+            assert b"IV" in await session.patchset()
+            await session.aclose()
+            await connection.execute("update letters set body = ? where id = 4", (b"four",))
         async with await apsw.Connection.as_async("") as other:
             backup = await other.backup("main", connection, "main")
             await backup.step(-1)
