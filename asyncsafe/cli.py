@@ -22,7 +22,7 @@ from .progress import Progress
 from .reports import baseline as baseline_report
 from .reports import text
 from .reports.formats import FORMATS, check_file, format_of, require, write, write_file
-from .reports.reading import read_recordings, read_reports
+from .reports.reading import read_recordings, read_reports, report_of_this_process
 from .reports.recording import DIRECTORY_VARIABLE
 from .running import NotATarget, Target, find_target
 
@@ -320,11 +320,13 @@ class _Session:
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:
+        # A program that has given up its user's rights can't read there any longer.
+        readable = os.access(self._directory, os.R_OK | os.X_OK)
         return {
             "command": [self._target.name, *self._target.arguments],
             "mode": self._mode,
             "exit_status": self._status,
-            **read_recordings(self._directory),
+            **(read_recordings(self._directory) if readable else report_of_this_process()),
         }
 
 

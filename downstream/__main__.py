@@ -39,10 +39,12 @@ RECIPES = (
     "sqlmodel",
 )
 
-#: What CI runs. The others are left to whoever has an hour.
+#: What CI runs. The others are left to whoever has half an hour.
 CI = (
+    "sqlalchemy_postgres",
     "sqlalchemy",
     "aiosqlite",
+    "apsw",
     "cpython_sqlite3",
     "databases",
     "django",
@@ -51,6 +53,8 @@ CI = (
     "pony",
     "psycopg2",
     "pymysql",
+    "pyodbc",
+    "sqlite_utils",
     "sqlmodel",
 )
 

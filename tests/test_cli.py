@@ -277,6 +277,17 @@ def test_the_report_is_written_where_standard_error_is_closed(project: Path) -> 
     assert report["command"] == ["script.py", "\udcff"]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may")
+def test_a_target_that_gives_up_its_user_is_told_its_own_calls(project: Path) -> None:
+    """It can't read any longer what it has written."""
+    gives_up = (
+        f"{BLOCKING}\nimport os\nasyncio.run(main())\nos.setuid(65534)\nasyncio.run(main())\n"
+    )
+    (project / "server.py").write_text(gives_up)
+    done = asyncsafe_run(project, "server.py")
+    assert "asyncsafe: 14 synchronous calls" in done.stderr
+
+
 def test_fail_is_silent_about_a_clean_target(project: Path) -> None:
     assert asyncsafe_run(project, "--fail", "clean.py").returncode == 0
 

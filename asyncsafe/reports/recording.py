@@ -73,9 +73,11 @@ class Recording:
                 os.close(self._descriptor)
         violations.clear()
         self._open()
+        self._open_early()
 
     def begin(self) -> None:
         """Have the recorder tell of its changes, until `end`."""
+        self._open_early()
         self._end_keeping = violations.keep(self)
 
     def end(self) -> None:
@@ -95,6 +97,7 @@ class Recording:
             if not self._is_ours():
                 self._open_file()
             if not self._end:
+                self._process = _describe_process()
                 self._append(self._header())
             if site is None:
                 self._write(0, self._header())
@@ -161,12 +164,16 @@ class Recording:
             os.replace(self._path, moved)
             self._path = moved
 
+    def _open_early(self) -> None:
+        """While it can be: a server's worker gives up the rights for it before its first request."""
+        with contextlib.suppress(OSError):
+            self._open_file()
+
     def _open_file(self) -> None:
         if self._path is None:
             path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}")
             self._descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
             self._path = path
-            self._process = _describe_process()
         else:  # the program has closed the descriptor, as daemons close all of them
             self._descriptor = os.open(self._path, _FLAGS)
         # Nothing is written there. No other file stands at that offset, and to ask for it costs a

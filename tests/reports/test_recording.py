@@ -280,6 +280,26 @@ def test_a_forked_child_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert len(report["stalls"]) == 42
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may")
+def test_a_process_that_gives_up_its_user_has_opened_its_file(tmp_path: Path) -> None:
+    """Servers that root starts do, in each worker, before its first request."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    end = """
+asyncio.run(work())
+if os.fork() == 0:
+    os.setuid(65534)
+    asyncio.run(work())
+    os._exit(0)
+os.wait()
+"""
+    report, told, _ = record(private, end)
+
+    assert told == ""
+    assert sum(site["calls"] for site in report["sites"]) == 42
+    assert len(report["processes"]) == 2
+
+
 CLOSED = """
 asyncio.run(work())
 os.closerange(3, 100)
