@@ -165,9 +165,10 @@ class Recording:
             self._path = moved
 
     def _open_early(self) -> None:
-        """While it can be: a server's worker gives up the rights for it before its first request."""
-        with contextlib.suppress(OSError):
-            self._open_file()
+        """While it can be: a server's worker that root started becomes another user by and by."""
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            with contextlib.suppress(OSError):
+                self._open_file()
 
     def _open_file(self) -> None:
         if self._path is None:
