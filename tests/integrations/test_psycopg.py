@@ -143,8 +143,8 @@ class Server:
         pool = cls(self.dsn, **options)
         self.pools.append(pool)
         pool.wait()
-        # A null pool tries a connection, and closes it.
-        assert eventually(lambda: self.backends() == before + options["min_size"])
+        # A null pool tries a connection, and closes it. What was closed before may go only now.
+        assert eventually(lambda: self.backends() <= before + options["min_size"])
         return pool
 
     def borrowed(self, *statement: Any, **options: Any) -> Any:
