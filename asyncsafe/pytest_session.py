@@ -73,6 +73,8 @@ class Session:
         #: The test's own code, and that of every fixture.
         self._test: set[CodeType] = set()
         self._fixtures: set[CodeType] = set()
+        #: What the file names of a doctest's examples begin with.
+        self._examples: str | None = None
         self._in_unittest = False
         self._allowance: policy.Allowance | None = None
         self._marker_error: str | None = None
@@ -186,6 +188,8 @@ class Session:
         for owner in (getattr(item, "cls", None), getattr(item, "module", None)):
             for name in _ROUND_A_TEST:
                 self._test.update(_codes(getattr(owner, name, None)))
+        dtest = getattr(item, "dtest", None)
+        self._examples = None if dtest is None else f"<doctest {dtest.name}["
         self._in_unittest = _is_unittest(getattr(item, "cls", None))
         self._allowance, self._marker_error = _read_marker(item)
         before = policy.allow_process(self._allowance)
@@ -236,6 +240,7 @@ class Session:
         try:
             result = yield
         except (KeyboardInterrupt, pytest.exit.Exception):
+            self._refused.clear()  # it belongs to a test, which has no outcome
             raise
         except pytest.skip.Exception:
             # Skipped for want of a server, perhaps, whose connect() was refused.
@@ -292,7 +297,8 @@ class Session:
         if caught.f_lasti != entry.tb_lasti and caught.f_code in nested:
             return True
         while entry is not None:
-            if entry.tb_frame.f_code in own:
+            code = entry.tb_frame.f_code
+            if code in own or (self._examples and code.co_filename.startswith(self._examples)):
                 return True
             entry = entry.tb_next
         return False
@@ -306,7 +312,12 @@ class Session:
         failure, told = item.stash.get(_besides, (None, ""))
         if told:
             del item.stash[_besides]
-            if call.excinfo is None or call.excinfo.value is not failure:
+            if call.excinfo is not None and call.excinfo.value is failure:
+                return report
+            if report.skipped and not hasattr(report, "wasxfail"):
+                # unittest's way of skipping, which pytest puts in the place of our failure.
+                report.outcome, report.longrepr = "failed", told
+            else:
                 report.sections.append(("asyncsafe", told))
         return report
 

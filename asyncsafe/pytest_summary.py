@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from .exceptions import AsyncsafeError
@@ -71,19 +73,26 @@ class Summary:
 
     # xdist -----------------------------------------------------------------------------------
 
-    def for_controller(self) -> dict[str, Any]:
-        """What a worker sends."""
-        return {
-            "deselected": self.deselected,
-            "outside": self._outside,
-            "markers": self._markers,
-        }
+    def for_controller(self) -> str:
+        """What a worker sends.
 
-    def merge(self, sent: dict[str, Any]) -> None:
+        As JSON: xdist takes no string that is a member of an enumeration, as a reason may be, or
+        that isn't UTF-8, as a file's name may be.
+        """
+        return json.dumps(
+            {
+                "deselected": self.deselected,
+                "outside": self._outside,
+                "markers": self._markers,
+            }
+        )
+
+    def merge(self, sent: str) -> None:
         """Add what a worker has sent."""
-        self.deselected = self.deselected or sent["deselected"]
-        self.add_outside(sent["outside"])
-        for name, marker in sent["markers"].items():
+        worker = json.loads(sent)
+        self.deselected = self.deselected or worker["deselected"]
+        self.add_outside(worker["outside"])
+        for name, marker in worker["markers"].items():
             self.add_marker(name, *marker)
 
     # The end ---------------------------------------------------------------------------------

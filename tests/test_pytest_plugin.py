@@ -369,6 +369,91 @@ def test_an_applications_answer_hides_nothing(project: pytest.Pytester) -> None:
     assert set(failed(result)) == {"FAILED test_status", "FAILED test_endpoint_of_its_own"}
 
 
+def test_a_test_that_is_skipped_has_swallowed_it_all_the_same(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        import unittest
+
+        class TestUnit(unittest.TestCase):
+            def test_skipped(self):
+                asyncio.run(shop.swallowing())
+                self.skipTest("no server")
+
+            def test_expected(self):
+                with self.assertRaises(SynchronousOnlyOperation): asyncio.run(shop.view())
+                self.skipTest("enough")
+
+            @unittest.expectedFailure
+            def test_known_to_fail(self):
+                asyncio.run(shop.swallowing())
+                self.fail("as ever")
+
+        def test_skipped():
+            asyncio.run(shop.swallowing())
+            pytest.skip("no server")
+
+        def test_skipped_as_unittest_does():
+            asyncio.run(shop.swallowing())
+            raise unittest.SkipTest("no server")
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    result.assert_outcomes(failed=3, skipped=1, xfailed=1)
+    whys = failed(result)
+    assert set(whys) == {
+        "FAILED TestUnit::test_skipped",
+        "FAILED test_skipped",
+        "FAILED test_skipped_as_unittest_does",
+    }
+    assert all("sqlite3.connect() was" in why for why in whys.values())
+
+
+def test_a_doctest_may_expect_a_refusal(project: pytest.Pytester) -> None:
+    write(
+        project,
+        '''
+        def documented():
+            """
+            >>> asyncio.run(shop.view())
+            Traceback (most recent call last):
+              ...
+            asyncsafe.exceptions.SynchronousOnlyOperation: sqlite3.connect() was called from...
+            """
+
+        def swallowed():
+            """
+            >>> asyncio.run(shop.swallowing())
+            """
+        ''',
+        "examples",
+    )
+    options = ("--doctest-modules", "-o", "doctest_optionflags=ELLIPSIS", "examples.py")
+
+    result = run(project, "--asyncsafe=raise", *options)
+
+    result.assert_outcomes(passed=1, failed=1)
+    assert set(failed(result)) == {"FAILED examples.swallowed"}
+
+
+def test_a_test_that_ends_the_run_has_no_outcome(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        def test_enough():
+            with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+            pytest.exit("enough", returncode=0)
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    assert result.ret == pytest.ExitCode.OK
+    assert "belongs to no test" not in result.stdout.str()
+
+
 def test_set_up_and_teardown_have_their_own(project: pytest.Pytester) -> None:
     write(
         project,
@@ -886,6 +971,8 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
     write(
         project,
         """
+        import enum
+
         @pytest.mark.parametrize("n", range(6))
         def test_view(n):
             with pytest.raises(SynchronousOnlyOperation):
@@ -896,6 +983,12 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
         @pytest.mark.allow_async_unsafe("unused in both")
         @pytest.mark.parametrize("n", range(6))
         def test_unused(n): pass
+
+        class Reason(str, enum.Enum):
+            TICKET = "a member of an enumeration"
+
+        @pytest.mark.allow_async_unsafe(Reason.TICKET)
+        def test_unused_too(): pass
 
         @pytest.mark.allow_async_unsafe("used in one")
         @pytest.mark.parametrize("n", range(6))
@@ -911,7 +1004,7 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
 
     result = run(project, "--asyncsafe=raise", "-n2", "-v")
 
-    result.assert_outcomes(passed=18, failed=1)
+    result.assert_outcomes(passed=19, failed=1)
     assert set(failed(result)) == {"FAILED test_swallowed"}
     result.stdout.fnmatch_lines(
         [
@@ -919,6 +1012,7 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
             "2 refused calls belong to no test:",
             "Markers that allowed nothing (allow_async_unsafe):",
             "  test_shop.py::test_unused: unused in both",
+            "  test_shop.py::test_unused_too: a member of an enumeration",
         ]
     )
     assert "used in one" not in result.stdout.str()
