@@ -161,8 +161,10 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
     if options.report:
         check_file("--report", options.report)
     _prepare_baseline(options)
-    default = "raise" if options.baseline and not options.update_baseline else "record"
-    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or default
+    default = "raise" if options.baseline else "record"
+    # An update refuses nothing, whatever the environment says.
+    unnamed = "record" if options.update_baseline else os.environ.get(policy.MODE_VARIABLE)
+    mode = options.mode or unnamed or default
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
     policy.current_startup()
@@ -173,6 +175,8 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
 
 def _prepare_baseline(options: argparse.Namespace) -> None:
     """Have this process and its children go by the baseline, if there is one."""
+    if options.baseline == "":  # a shell's variable that isn't set: no reason to refuse nothing
+        raise ConfigurationError("--baseline wants a file's name")
     path = os.path.abspath(options.baseline) if options.baseline else baseline.find_path()
     if path is None:
         if options.update_baseline or options.prune_baseline:

@@ -617,6 +617,26 @@ def test_updating_without_a_baseline_is_an_error(project: Path) -> None:
     assert "Name it with --baseline FILE" in done.stderr
 
 
+def test_an_update_refuses_nothing_whatever_the_environment_says(project: Path) -> None:
+    update = ("--baseline=baseline.txt", "--update-baseline")
+    raising = {"ASYNCSAFE_MODE": "raise"}
+
+    done = asyncsafe_run(project, *update, "script.py", env=raising)
+
+    assert done.returncode == 0
+    assert len(entries(project)) == 3
+    (project / "baseline.txt").unlink()
+    done = asyncsafe_run(project, *update, "--mode=raise", "script.py")
+    assert done.returncode == 1
+
+
+def test_an_empty_name_is_no_run_without_a_baseline(project: Path) -> None:
+    done = asyncsafe_run(project, "--baseline", "", "script.py")
+
+    assert done.returncode == 2
+    assert "--baseline wants a file's name" in done.stderr
+
+
 def test_a_baseline_that_cant_be_read_is_told(project: Path) -> None:
     (project / "baseline.txt").write_text("# asyncsafe baseline 1\n<<<<<<< HEAD\n")
 
