@@ -185,9 +185,11 @@ class Session:
         self._take_back()
         function = getattr(item, "function", None)
         self._test = set(_codes(function))
-        for owner in (getattr(item, "cls", None), getattr(item, "module", None)):
-            for name in _ROUND_A_TEST:
-                self._test.update(_codes(getattr(owner, name, None)))
+        # In every base class: each may call the one that it overrides.
+        classes = getattr(getattr(item, "cls", None), "__mro__", ())
+        for owner in (*classes, getattr(item, "module", None)):
+            for name in (*_ROUND_A_TEST, getattr(function, "__name__", "")):
+                self._test.update(_codes(getattr(owner, "__dict__", {}).get(name)))
         dtest = getattr(item, "dtest", None)
         self._examples = None if dtest is None else f"<doctest {dtest.name}["
         self._in_unittest = _is_unittest(getattr(item, "cls", None))

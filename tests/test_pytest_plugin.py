@@ -266,10 +266,20 @@ def test_what_a_test_expects_passes(project: pytest.Pytester) -> None:
                 with pytest.raises(SynchronousOnlyOperation):
                     asyncio.run(shop.view())
             def test_method(self): pass
+
+        class TestDerived(TestMethods):
+            def setup_method(self): super().setup_method()
+
+        class TestBase:
+            @staticmethod
+            def test_static():
+                with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+        class TestOverridden(TestBase):
+            def test_static(self): super().test_static()
         """,
     )
 
-    run(project, "--asyncsafe=raise").assert_outcomes(passed=7)
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=10)
 
 
 def test_what_never_came_to_the_test_was_swallowed(project: pytest.Pytester) -> None:
@@ -1261,6 +1271,14 @@ def test_the_baseline_is_updated_and_pruned_by_whole_runs(
         "shop.py::find_more sqlite3.connect",
     ]
     run(project, "--asyncsafe-baseline=baseline.txt", *workers).assert_outcomes(passed=2)
+
+
+def test_patterns_in_testpaths_are_a_whole_run(with_baseline: pytest.Pytester) -> None:
+    with_baseline.makeini("[pytest]\ntestpaths = test_*.py\n")
+
+    run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--update-baseline", "--prune-baseline")
+
+    assert "shop.py::gone sqlite3.connect" not in entries(with_baseline)
 
 
 def test_what_forbid_refuses_is_in_the_table_though_it_is_known(
