@@ -200,6 +200,8 @@ class Summary:
 
     def _asked_for_all(self) -> bool:
         """Whether the arguments name all of testpaths, or the root directory."""
+        if self._config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+            return True  # which may be patterns
         root = self._config.rootpath
         named = {(self._config.invocation_params.dir / arg).resolve() for arg in self._config.args}
         wanted = [root / path for path in self._config.getini("testpaths")] or [root]
