@@ -37,11 +37,12 @@ REFUSAL_LIMIT = 1000
 #: How many call sites' messages a failure tells.
 MESSAGE_LIMIT = 5
 
-#: A test class's or module's functions that pytest and unittest call round a test.
+#: A test class's or module's functions that pytest, unittest and Django call round a test.
 _ROUND_A_TEST = (
     *("setup_module", "teardown_module", "setup_function", "teardown_function"),
     *("setup_class", "teardown_class", "setup_method", "teardown_method"),
     *("setUpClass", "tearDownClass", "setUp", "tearDown", "asyncSetUp", "asyncTearDown"),
+    "setUpTestData",
 )
 
 #: A run may be made inside a test of another (pytester): the last is the one under way.

@@ -1093,6 +1093,11 @@ async def test_expected():
 async def test_allowed(): assert names() == []
 
 class TestUsers(TestCase):
+    @classmethod
+    def setUpTestData(cls):
+        async def call(): names()
+        with pytest.raises(SynchronousOnlyOperation):
+            asyncio.run(call())
     def test_synchronous(self): assert names() == []
     async def test_asynchronous(self): assert await User.objects.acount() == 0
     async def test_swallowed(self): assert await swallowing() is None
