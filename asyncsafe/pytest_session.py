@@ -183,7 +183,6 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._take_back()
         function = getattr(item, "function", None)
         self._test = set(_codes(function))
         # In every base class: each may call the one that it overrides.
@@ -222,6 +221,7 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._take_back()  # here, since a test may be run again within its protocol
         return (yield from self._phase(item))
 
     @pytest.hookimpl(tryfirst=True, specname="pytest_runtest_setup")

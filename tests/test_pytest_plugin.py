@@ -583,6 +583,38 @@ def test_the_guards_and_the_mode_are_there_for_each_test(project: pytest.Pyteste
     assert set(failed(result)) == {"FAILED test_after_it"}
 
 
+def test_they_are_there_when_a_test_is_run_again(project: pytest.Pytester) -> None:
+    """As pytest-rerunfailures does."""
+    project.makeconftest(
+        """
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            runtestprotocol(item, nextitem=nextitem, log=False)
+            item._initrequest()
+            runtestprotocol(item, nextitem=nextitem)
+            return True
+        """
+    )
+    write(
+        project,
+        """
+        runs = []
+
+        def test_again():
+            runs.append(1)
+            if len(runs) == 1:
+                asyncsafe.uninstall()
+                asyncsafe.configure(mode="off")
+                raise AssertionError
+            with pytest.raises(SynchronousOnlyOperation):
+                asyncio.run(shop.view())
+        """,
+    )
+
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=1)
+
+
 def test_the_summary_keeps_what_a_test_clears(project: pytest.Pytester) -> None:
     write(
         project,
