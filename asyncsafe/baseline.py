@@ -183,7 +183,10 @@ def _lock(directory: str) -> int | None:
         return None
     import fcntl
 
-    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # one that may be written, not read; or writing tells what is wrong
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:  # a file system that has no locks

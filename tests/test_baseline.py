@@ -427,6 +427,17 @@ def test_writers_at_the_same_time_lose_nothing(file: Path) -> None:
     assert list(file.parent.glob(f"{file.name}.*")) == []
 
 
+def test_a_directory_that_cant_be_locked_is_written_to(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: object) -> None:
+        raise PermissionError("it may be written, not read")
+
+    monkeypatch.setattr(os, "open", denied)
+    baseline.read(str(file)).write(add=["a.py::f op"])
+    assert "a.py::f op" in baseline.read(str(file)).unseen
+
+
 def test_what_a_killed_writer_left_is_no_hindrance(file: Path) -> None:
     file.with_name(f"{file.name}.{os.getpid()}").write_text("half a li")
     baseline.read(str(file)).write(add=["a.py::f op"])
