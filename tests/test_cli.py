@@ -582,6 +582,25 @@ def test_a_program_that_is_interrupted_takes_nothing_out_of_the_baseline(
     assert (project / "baseline.txt").read_text() == KNOWN
 
 
+@pytest.mark.parametrize(
+    ("options", "env", "why"),
+    [
+        ([], {"DJANGO_ALLOW_ASYNC_UNSAFE": "1"}, "DJANGO_ALLOW_ASYNC_UNSAFE allowed everything"),
+        (["--mode=off"], {}, "the mode is off"),
+    ],
+)
+def test_what_the_baseline_wasnt_asked_about_stays_in_it(
+    project: Path, options: list[str], env: dict[str, str], why: str
+) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+    arguments = ("--baseline=baseline.txt", "--prune-baseline", *options, "script.py")
+
+    done = asyncsafe_run(project, *arguments, env=env)
+
+    assert f"Nothing was taken out: {why}." in done.stderr
+    assert (project / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline_is_written_beside_the_program(project: Path) -> None:
     done = asyncsafe_run(project, "--baseline=baseline.txt", "script.py")
 

@@ -1318,6 +1318,17 @@ def test_patterns_in_testpaths_are_a_whole_run(with_baseline: pytest.Pytester) -
     assert "shop.py::gone sqlite3.connect" not in entries(with_baseline)
 
 
+def test_an_override_for_all_takes_nothing_out(
+    with_baseline: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+
+    result = run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--prune-baseline")
+
+    result.stdout.fnmatch_lines(["Nothing was taken out: DJANGO_ALLOW_ASYNC_UNSAFE allowed*"])
+    assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
+
+
 def test_what_forbid_refuses_is_in_the_table_though_it_is_known(
     with_baseline: pytest.Pytester,
 ) -> None:
