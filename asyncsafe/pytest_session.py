@@ -404,6 +404,8 @@ def _codes(function: Any) -> Iterator[CodeType]:
             inner := getattr(getattr(function, "hypothesis", None), "inner_test", None)
         ) is not None:
             yield from _codes(inner)
+            # anyio has put its own in its place, for good, and tells it by no public name.
+            yield from _codes(getattr(inner, "_anyio_original_func", None))
         if isinstance(function, functools.partial):
             function = function.func
         else:

@@ -1009,6 +1009,47 @@ def test_asynchronous_tests_and_fixtures(project: pytest.Pytester, name: str) ->
     assert "allowed nothing" not in output
 
 
+def test_hypothesis(project: pytest.Pytester) -> None:
+    pytest.importorskip("hypothesis")
+    write(
+        project,
+        """
+        from hypothesis import given, settings, strategies
+
+        examples = settings(max_examples=5, database=None)
+
+        @examples
+        @given(strategies.integers())
+        def test_expected(n):
+            with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+
+        @examples
+        @given(strategies.integers())
+        def test_swallowed(n): asyncio.run(shop.swallowing())
+
+        @pytest.mark.anyio  # on asyncio, then on trio
+        @examples
+        @given(strategies.integers())
+        async def test_expected_by_anyio(n):
+            with pytest.raises(SynchronousOnlyOperation): await shop.view()
+
+        @pytest.mark.anyio
+        @examples
+        @given(strategies.integers())
+        async def test_swallowed_below_anyio(n): await shop.swallowing()
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise", plugins=without("anyio"))
+
+    result.assert_outcomes(passed=3, failed=3)
+    assert set(failed(result)) == {
+        "FAILED test_swallowed",
+        "FAILED test_swallowed_below_anyio[asyncio]",
+        "FAILED test_swallowed_below_anyio[trio]",
+    }
+
+
 def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
     write(
         project,
