@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from . import policy
 from .exceptions import ConfigurationError
@@ -34,8 +35,8 @@ _SHARING = " in another task's transaction"
 #: What version control writes where it could not merge.
 _CONFLICT = ("<<<<<<<", "|||||||", "=======", ">>>>>>>")
 
-#: What lines begin with that are no call sites.
-_BEGIN_OTHERS = ("#", *_CONFLICT)
+#: What lines begin with that are no call sites, or have no path.
+_BEGIN_OTHERS = ("#", "::", *_CONFLICT)
 
 #: The files in which processes keep the call sites that they met.
 _ENDING = ".met.txt"
@@ -152,30 +153,60 @@ class Baseline:
         What was written into it since it was read stays. Raises OSError, and ConfigurationError
         as `read` does.
         """
-        now = read(self.path) if os.path.exists(self.path) else self
-        known = {**dict.fromkeys(add, ()), **now._known}
-        for entry in take_out:
-            known.pop(entry, None)
-        lines = [*_HEADER]
-        for entry in sorted(known):
-            lines += [*known[entry], entry]
-        text = "\n".join([*lines, *now._last]) + "\n"
         path = os.path.realpath(self.path)  # a link stays one
-        temporary = f"{path}.{os.getpid()}"
+        lock = _lock(os.path.dirname(path))
         try:
-            with open(temporary, "x", encoding="utf-8", newline="\n", **_LENIENT) as file:
-                file.write(text)
-            if os.path.exists(path):
-                os.chmod(temporary, os.stat(path).st_mode)
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+            now = read(self.path) if os.path.exists(self.path) else self
+            known = {**dict.fromkeys(add, ()), **now._known}
+            for entry in take_out:
+                known.pop(entry, None)
+            lines = [*_HEADER]
+            for entry in sorted(known):
+                lines += [*known[entry], entry]
+            _replace(path, "\n".join([*lines, *now._last]) + "\n")
+        finally:
+            if lock is not None:
+                os.close(lock)
 
 
 #: File names needn't be UTF-8.
 _LENIENT: Any = {"errors": "surrogateescape"}
+
+
+def _lock(directory: str) -> int | None:
+    """Wait until no other process writes there, where the system can: none loses what another adds.
+
+    Closing the descriptor lets the next one in. The directory is locked since the file is replaced,
+    and a lock file would outlive who is killed.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # one that may be written, not read; or writing tells what is wrong
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system that has no locks
+        pass
+    return descriptor
+
+
+def _replace(path: str, text: str) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        # One may have been left by a process that was killed: in a container, all have that number.
+        with open(temporary, "w", encoding="utf-8", newline="\n", **_LENIENT) as file:
+            file.write(text)
+        if os.path.exists(path):
+            os.chmod(temporary, os.stat(path).st_mode)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
 
 
 def read(path: str) -> Baseline:
@@ -260,6 +291,7 @@ def _relative(filename: str, directory: str) -> str:
         except ValueError:  # another drive
             path = filename
     path = path.replace(os.sep, "/").replace("\n", "\\n").replace("\r", "\\r")
+    path = path.replace(":: ", "::\\ ")  # else a function without a name
     # "./" where the line would be taken for a comment, or for a mark of a conflict, or begins with a space.
     return f"./{path}" if path.startswith(_BEGIN_OTHERS) or path[:1].isspace() else path
 

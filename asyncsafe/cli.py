@@ -161,8 +161,10 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
     if options.report:
         check_file("--report", options.report)
     _prepare_baseline(options)
-    default = "raise" if options.baseline and not options.update_baseline else "record"
-    mode = options.mode or os.environ.get(policy.MODE_VARIABLE) or default
+    default = "raise" if options.baseline else "record"
+    # An update refuses nothing, whatever the environment says.
+    unnamed = "record" if options.update_baseline else os.environ.get(policy.MODE_VARIABLE)
+    mode = options.mode or unnamed or default
     os.environ[policy.MODE_VARIABLE] = mode
     policy.current_mode()
     policy.current_startup()
@@ -173,6 +175,8 @@ def _prepare(options: argparse.Namespace, arguments: list[str]) -> Callable[[], 
 
 def _prepare_baseline(options: argparse.Namespace) -> None:
     """Have this process and its children go by the baseline, if there is one."""
+    if options.baseline == "":  # a shell's variable that isn't set: no reason to refuse nothing
+        raise ConfigurationError("--baseline wants a file's name")
     path = os.path.abspath(options.baseline) if options.baseline else baseline.find_path()
     if path is None:
         if options.update_baseline or options.prune_baseline:
@@ -303,6 +307,10 @@ class _Session:
             return ""
         known.read_kept(self._directory)
         why_not = f"the program ended with {self._status}" if self._status else None
+        if self._mode == "off":
+            why_not = "the mode is off"
+        elif os.environ.get(policy.DJANGO_VARIABLE):
+            why_not = f"{policy.DJANGO_VARIABLE} allowed everything"
         if self._status is None and self._prune:  # a server's usual end: what it didn't do is told
             why_not = "the program was interrupted"
         return "\n" + baseline_report.finish(

@@ -1,4 +1,4 @@
-"""One guarded run of pytest: which test a violation belongs to, and what is told at the end."""
+"""One guarded run of pytest: which test a violation belongs to, and whether it fails it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from . import baseline, policy
 from .exceptions import AsyncsafeError, ConfigurationError, listeners
 from .installation import LIBRARIES, install, integration, uninstall
 from .messages import shorten
+from .pytest_summary import MARKER, Summary, by_call_site, how_often
 from .recorder import violations
-from .reports import baseline as baseline_report
-from .reports import text
-from .reports.formats import check_file, write_file
-from .reports.reading import read_recordings
+from .reports.formats import check_file
 from .reports.recording import Recording
 from .stacks import is_ours
 
@@ -30,31 +28,21 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .baseline import Baseline
-    from .exceptions import ConnectionSharingError, SynchronousOnlyOperation
     from .policy import Mode
+    from .pytest_summary import Refusal
     from .violation import Violation
-
-    Refusal = SynchronousOnlyOperation | ConnectionSharingError
-
-MARKER = "allow_async_unsafe"
 
 #: How many exceptions are held until their phase ends; further ones are taken for the like of these.
 REFUSAL_LIMIT = 1000
 #: How many call sites' messages a failure tells.
 MESSAGE_LIMIT = 5
-#: How many call sites the summary has, without -v.
-SITE_LIMIT = 20
-#: How many messages of calls that belong to no test are kept.
-OUTSIDE_LIMIT = 100
 
-#: Options of pytest with which it runs no test, and ends well.
-_RUNS_NONE = ("collectonly", "setuponly", "setupplan", "showfixtures", "show_fixtures_per_test")
-
-#: A test class's or module's functions that pytest and unittest call round a test.
+#: A test class's or module's functions that pytest, unittest and Django call round a test.
 _ROUND_A_TEST = (
     *("setup_module", "teardown_module", "setup_function", "teardown_function"),
     *("setup_class", "teardown_class", "setup_method", "teardown_method"),
     *("setUpClass", "tearDownClass", "setUp", "tearDown", "asyncSetUp", "asyncTearDown"),
+    "setUpTestData",
 )
 
 #: A run may be made inside a test of another (pytester): the last is the one under way.
@@ -86,16 +74,11 @@ class Session:
         #: The test's own code, and that of every fixture.
         self._test: set[CodeType] = set()
         self._fixtures: set[CodeType] = set()
+        #: What the file names of a doctest's examples begin with.
+        self._examples: str | None = None
         self._in_unittest = False
         self._allowance: policy.Allowance | None = None
         self._marker_error: str | None = None
-        #: Of each allow marker, by what it stands on: the reason, whether a test below it passed,
-        #: and whether any was let through by it.
-        self._markers: dict[str, tuple[str, bool, bool]] = {}
-        #: What belongs to no test: by call site the message, and how often.
-        self._outside: dict[str, tuple[str, int]] = {}
-        self._deselected = False
-        self._told: list[str] = []
 
     def begin(self) -> None:
         """Guard, until `end`. Raises pytest.UsageError for a configuration that can't be used."""
@@ -107,13 +90,19 @@ class Session:
 
     def _begin(self) -> None:
         file = self._config.getoption("asyncsafe_report")
-        self._report_path: str | None = file and self._path(file)
         if file is not None:
             check_file("--asyncsafe-report", self._path(file))
         self._baseline = self._find_baseline()
         self._directory = self._find_directory()
         if self._baseline is not None:
             self._baseline.keep_in(self._directory)
+        self._summary = Summary(
+            self._config,
+            self._mode,
+            self._directory,
+            report_path=file and self._path(file),
+            baseline=self._baseline,
+        )
         self._recording = Recording(self._directory)
         outer = _sessions[-1]._recording if _sessions else None
         if outer is not None:
@@ -194,12 +183,15 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        self._take_back()
         function = getattr(item, "function", None)
         self._test = set(_codes(function))
-        for owner in (getattr(item, "cls", None), getattr(item, "module", None)):
-            for name in _ROUND_A_TEST:
-                self._test.update(_codes(getattr(owner, name, None)))
+        # In every base class: each may call the one that it overrides.
+        classes = getattr(getattr(item, "cls", None), "__mro__", ())
+        for owner in (*classes, getattr(item, "module", None)):
+            for name in (*_ROUND_A_TEST, getattr(function, "__name__", "")):
+                self._test.update(_codes(getattr(owner, "__dict__", {}).get(name)))
+        dtest = getattr(item, "dtest", None)
+        self._examples = None if dtest is None else f"<doctest {dtest.name}["
         self._in_unittest = _is_unittest(getattr(item, "cls", None))
         self._allowance, self._marker_error = _read_marker(item)
         before = policy.allow_process(self._allowance)
@@ -229,6 +221,7 @@ class Session:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._take_back()  # here, since a test may be run again within its protocol
         return (yield from self._phase(item))
 
     @pytest.hookimpl(tryfirst=True, specname="pytest_runtest_setup")
@@ -250,6 +243,7 @@ class Session:
         try:
             result = yield
         except (KeyboardInterrupt, pytest.exit.Exception):
+            self._refused.clear()  # it belongs to a test, which has no outcome
             raise
         except pytest.skip.Exception:
             # Skipped for want of a server, perhaps, whose connect() was refused.
@@ -306,7 +300,8 @@ class Session:
         if caught.f_lasti != entry.tb_lasti and caught.f_code in nested:
             return True
         while entry is not None:
-            if entry.tb_frame.f_code in own:
+            code = entry.tb_frame.f_code
+            if code in own or (self._examples and code.co_filename.startswith(self._examples)):
                 return True
             entry = entry.tb_next
         return False
@@ -320,7 +315,12 @@ class Session:
         failure, told = item.stash.get(_besides, (None, ""))
         if told:
             del item.stash[_besides]
-            if call.excinfo is None or call.excinfo.value is not failure:
+            if call.excinfo is not None and call.excinfo.value is failure:
+                return report
+            if report.skipped and not hasattr(report, "wasxfail"):
+                # unittest's way of skipping, which pytest puts in the place of our failure.
+                report.outcome, report.longrepr = "failed", told
+            else:
                 report.sections.append(("asyncsafe", told))
         return report
 
@@ -328,13 +328,7 @@ class Session:
 
     def _keep_outside(self) -> None:
         refused, self._refused = self._refused, []
-        self._add_outside(_messages(refused))
-
-    def _add_outside(self, messages: dict[str, tuple[str, int]]) -> None:
-        for site, (told, times) in messages.items():
-            if site in self._outside or len(self._outside) < OUTSIDE_LIMIT:
-                first, before = self._outside.get(site, (told, 0))
-                self._outside[site] = first, before + times
+        self._summary.add_outside(by_call_site(refused))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(
@@ -347,7 +341,7 @@ class Session:
         return report
 
     def pytest_deselected(self) -> None:
-        self._deselected = True
+        self._summary.deselected = True
 
     # Markers ---------------------------------------------------------------------------------
 
@@ -358,11 +352,7 @@ class Session:
         name = node.nodeid
         if (callspec := getattr(node, "callspec", None)) is not None:
             name = name.removesuffix(f"[{callspec.id}]")
-        self._add_marker(name, self._allowance.reason, passed, self._allowance.used)
-
-    def _add_marker(self, name: str, reason: str, passed: bool, used: bool) -> None:
-        _, passed_before, used_before = self._markers.get(name, (reason, False, False))
-        self._markers[name] = reason, passed or passed_before, used or used_before
+        self._summary.add_marker(name, self._allowance.reason, passed, self._allowance.used)
 
     # The end ---------------------------------------------------------------------------------
 
@@ -375,122 +365,16 @@ class Session:
     def pytest_testnodedown(self, node: Any) -> None:
         """xdist: a worker has ended. One that crashed has sent nothing."""
         sent = getattr(node, "workeroutput", {}).get("asyncsafe")
-        if sent is None:
-            return
-        self._deselected = self._deselected or sent["deselected"]
-        self._add_outside(sent["outside"])
-        for name, marker in sent["markers"].items():
-            self._add_marker(name, *marker)
+        if sent is not None:
+            self._summary.merge(sent)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         self._keep_outside()
         if self._worker is not None:
-            self._config.workeroutput["asyncsafe"] = {  # type: ignore[attr-defined]
-                "deselected": self._deselected,
-                "outside": self._outside,
-                "markers": self._markers,
-            }
-            return
-        report = read_recordings(self._directory)
-        self._told += self._tell_sites(report)
-        if self._report_path is not None:
-            self._told.append(self._write_report(self._report_path, report, int(exitstatus)))
-        if self._outside:
-            self._told.append(self._tell_outside())
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if unused := self._tell_unused():
-            self._told.append(unused)
-        if self._baseline is not None:
-            self._told.append(self._end_baseline(session, exitstatus, report))
-
-    def _write_report(self, path: str, report: dict[str, Any], status: int) -> str:
-        run = {
-            "command": ["pytest", *self._config.invocation_params.args],
-            "mode": self._mode,
-            "exit_status": status,
-        }
-        try:
-            write_file(path, {**run, **report}, str(self._config.rootpath))
-        except (AsyncsafeError, OSError) as error:
-            return f"The report was not written: {error}"
-        return f"The report is in {path}"
-
-    def _tell_sites(self, report: dict[str, Any]) -> list[str]:
-        """The table, without what the baseline knows: that is a line of its own."""
-        known = None if self._baseline is None else self._baseline.reason
-        sites = [
-            site
-            for site in report["sites"]
-            # What passed once may have been refused by forbid().
-            if known is None
-            or site["reason"] != known
-            or site["outcomes"]["allowed"] < site["calls"]
-        ]
-        if not sites:
-            return []
-        if len(sites) <= SITE_LIMIT or self._config.get_verbosity() > 0:
-            return [text.render({**report, "sites": sites})]
-        return [
-            f"{len(sites):,} call sites. Of the {SITE_LIMIT} worst (-v tells all):\n",
-            text.render({**report, "sites": sites[:SITE_LIMIT]}),
-        ]
-
-    def _tell_outside(self) -> str:
-        told = [
-            f"{message}\n\n  {_times(times)}, while no test was under way."
-            for message, times in self._outside.values()
-        ]
-        calls = sum(times for _, times in self._outside.values())
-        headline = (
-            f"{calls:,} refused {'call belongs' if calls == 1 else 'calls belong'} to no test:"
-        )
-        return "\n\n".join([headline, *told]) + "\n"
-
-    def _tell_unused(self) -> str:
-        unused = [
-            f"  {name}: {reason}"
-            for name, (reason, passed, used) in sorted(self._markers.items())
-            if passed and not used
-        ]
-        if not unused:
-            return ""
-        return "\n".join([f"Markers that allowed nothing ({MARKER}):", *unused]) + "\n"
-
-    def _end_baseline(
-        self, session: pytest.Session, exitstatus: int, report: dict[str, Any]
-    ) -> str:
-        assert self._baseline is not None
-        self._baseline.read_kept(self._directory)
-        return baseline_report.finish(
-            self._baseline,
-            report,
-            update=self._option("update"),
-            prune=self._option("prune"),
-            why_not=self._why_partial(session, exitstatus),
-        )
-
-    def _why_partial(self, session: pytest.Session, exitstatus: int) -> str | None:
-        """Why call sites that this run didn't see may be there all the same, or None."""
-        if session.shouldstop or session.shouldfail or exitstatus != pytest.ExitCode.OK:
-            return "not every test has passed"
-        if any(self._config.getoption(name, default=False) for name in _RUNS_NONE):
-            return "no test was run"
-        # In the settings, --ignore tells what the whole is.
-        ignored = any(arg.startswith("--ignore") for arg in self._config.invocation_params.args)
-        if self._deselected or ignored or self._config.getoption("lf", default=False):
-            return "tests were deselected"
-        if not self._asked_for_all():
-            return "it was a run of some tests"
-        return None
-
-    def _asked_for_all(self) -> bool:
-        """Whether the arguments name all of testpaths, or the root directory."""
-        root = self._config.rootpath
-        named = {(self._config.invocation_params.dir / arg).resolve() for arg in self._config.args}
-        wanted = [root / path for path in self._config.getini("testpaths")] or [root]
-        return all(not {p.resolve(), *p.resolve().parents}.isdisjoint(named) for p in wanted)
+            self._config.workeroutput["asyncsafe"] = self._summary.for_controller()  # type: ignore[attr-defined]
+        else:
+            self._summary.end(session, exitstatus)
 
     def pytest_report_header(self) -> list[str]:
         told = f"asyncsafe: mode {self._mode}"
@@ -502,9 +386,7 @@ class Session:
         return lines
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self._told:
-            terminalreporter.section("asyncsafe")
-            terminalreporter.write("\n".join(self._told))
+        self._summary.write(terminalreporter)
 
 
 def _configure(mode: Mode | None) -> None:
@@ -522,6 +404,8 @@ def _codes(function: Any) -> Iterator[CodeType]:
             inner := getattr(getattr(function, "hypothesis", None), "inner_test", None)
         ) is not None:
             yield from _codes(inner)
+            # anyio has put its own in its place, for good, and tells it by no public name.
+            yield from _codes(getattr(inner, "_anyio_original_func", None))
         if isinstance(function, functools.partial):
             function = function.func
         else:
@@ -573,28 +457,17 @@ def _read_marker(item: pytest.Item) -> tuple[policy.Allowance | None, str | None
 
 
 def _describe(swallowed: list[Refusal]) -> str:
-    messages = _messages(swallowed)
+    messages = by_call_site(swallowed)
     parts = []
     for told, times in list(messages.values())[:MESSAGE_LIMIT]:
         parts.append(told)
-        again = f", {_times(times)}" if times > 1 else ""
+        again = f", {how_often(times)}" if times > 1 else ""
         parts.append(
             f"  It was refused{again}, and the exception was swallowed on its way to the test."
         )
     if len(messages) > MESSAGE_LIMIT:
         parts.append(f"And {len(messages) - MESSAGE_LIMIT} more.")
     return "\n\n".join(parts)
-
-
-def _messages(refusals: list[Refusal]) -> dict[str, tuple[str, int]]:
-    """By call site: the message of the first refusal there, and how many there were."""
-    sites: dict[str, list[Refusal]] = {}
-    for refusal in refusals:
-        violation = refusal.violation
-        assert violation is not None
-        site = violation.operation, *violation.call_site, *(violation.coroutine or ())
-        sites.setdefault(repr(site), []).append(refusal)
-    return {site: (str(here[0]), len(here)) for site, here in sites.items()}
 
 
 def _hide_our_frames(refusal: Refusal) -> None:
@@ -607,7 +480,3 @@ def _hide_our_frames(refusal: Refusal) -> None:
         entry = entry.tb_next
     if last is not None:
         last.tb_next = None
-
-
-def _times(times: int) -> str:
-    return "once" if times == 1 else f"{times:,} times"

@@ -185,6 +185,7 @@ LAYERS = [
     "progress",
     "cli",
     "ipython",
+    "pytest_summary",
     "pytest_session",
     "pytest_plugin",
     "__main__",

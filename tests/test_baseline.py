@@ -375,6 +375,8 @@ def test_file_names_neednt_be_utf_8(file: Path) -> None:
         "a\x0cb.py",
         "a\u2028b.py",
         "<<<<<<< a.py",
+        "::a.py",
+        "a:: b/c.py",
     ],
 )
 def test_any_file_name_is_a_line_that_is_read_again(file: Path, name: str) -> None:
@@ -402,6 +404,45 @@ def test_what_others_have_written_meanwhile_stays(file: Path) -> None:
     known.write(add=["a.py::f op"], take_out=["gone.py::f op"])
 
     assert file.read_text().splitlines()[3:] == ["a.py::f op", "# theirs", "b.py::f op"]
+
+
+WRITER = """
+import sys
+from asyncsafe import baseline
+
+known = baseline.read(sys.argv[1])
+for number in range(20):
+    known.write(add=[f"a.py::f{sys.argv[2]}_{number} op"])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="directories can't be locked")
+def test_writers_at_the_same_time_lose_nothing(file: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(file), str(number)])
+        for number in range(4)
+    ]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert len(baseline.read(str(file))) == 1 + 4 * 20
+    assert list(file.parent.glob(f"{file.name}.*")) == []
+
+
+def test_a_directory_that_cant_be_locked_is_written_to(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*args: object) -> None:
+        raise PermissionError("it may be written, not read")
+
+    monkeypatch.setattr(os, "open", denied)
+    baseline.read(str(file)).write(add=["a.py::f op"])
+    assert "a.py::f op" in baseline.read(str(file)).unseen
+
+
+def test_what_a_killed_writer_left_is_no_hindrance(file: Path) -> None:
+    file.with_name(f"{file.name}.{os.getpid()}").write_text("half a li")
+    baseline.read(str(file)).write(add=["a.py::f op"])
+    assert "a.py::f op" in baseline.read(str(file)).unseen
+    assert list(file.parent.glob(f"{file.name}.*")) == []
 
 
 # Where it is named -----------------------------------------------------------------------------

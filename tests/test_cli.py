@@ -593,6 +593,25 @@ def test_a_program_that_is_interrupted_takes_nothing_out_of_the_baseline(
     assert (project / "baseline.txt").read_text() == KNOWN
 
 
+@pytest.mark.parametrize(
+    ("options", "env", "why"),
+    [
+        ([], {"DJANGO_ALLOW_ASYNC_UNSAFE": "1"}, "DJANGO_ALLOW_ASYNC_UNSAFE allowed everything"),
+        (["--mode=off"], {}, "the mode is off"),
+    ],
+)
+def test_what_the_baseline_wasnt_asked_about_stays_in_it(
+    project: Path, options: list[str], env: dict[str, str], why: str
+) -> None:
+    (project / "baseline.txt").write_text(KNOWN)
+    arguments = ("--baseline=baseline.txt", "--prune-baseline", *options, "script.py")
+
+    done = asyncsafe_run(project, *arguments, env=env)
+
+    assert f"Nothing was taken out: {why}." in done.stderr
+    assert (project / "baseline.txt").read_text() == KNOWN
+
+
 def test_the_first_baseline_is_written_beside_the_program(project: Path) -> None:
     done = asyncsafe_run(project, "--baseline=baseline.txt", "script.py")
 
@@ -626,6 +645,26 @@ def test_updating_without_a_baseline_is_an_error(project: Path) -> None:
 
     assert done.returncode == 2
     assert "Name it with --baseline FILE" in done.stderr
+
+
+def test_an_update_refuses_nothing_whatever_the_environment_says(project: Path) -> None:
+    update = ("--baseline=baseline.txt", "--update-baseline")
+    raising = {"ASYNCSAFE_MODE": "raise"}
+
+    done = asyncsafe_run(project, *update, "script.py", env=raising)
+
+    assert done.returncode == 0
+    assert len(entries(project)) == 3
+    (project / "baseline.txt").unlink()
+    done = asyncsafe_run(project, *update, "--mode=raise", "script.py")
+    assert done.returncode == 1
+
+
+def test_an_empty_name_is_no_run_without_a_baseline(project: Path) -> None:
+    done = asyncsafe_run(project, "--baseline", "", "script.py")
+
+    assert done.returncode == 2
+    assert "--baseline wants a file's name" in done.stderr
 
 
 def test_a_baseline_that_cant_be_read_is_told(project: Path) -> None:

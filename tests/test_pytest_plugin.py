@@ -266,10 +266,20 @@ def test_what_a_test_expects_passes(project: pytest.Pytester) -> None:
                 with pytest.raises(SynchronousOnlyOperation):
                     asyncio.run(shop.view())
             def test_method(self): pass
+
+        class TestDerived(TestMethods):
+            def setup_method(self): super().setup_method()
+
+        class TestBase:
+            @staticmethod
+            def test_static():
+                with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+        class TestOverridden(TestBase):
+            def test_static(self): super().test_static()
         """,
     )
 
-    run(project, "--asyncsafe=raise").assert_outcomes(passed=7)
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=10)
 
 
 def test_what_never_came_to_the_test_was_swallowed(project: pytest.Pytester) -> None:
@@ -367,6 +377,91 @@ def test_an_applications_answer_hides_nothing(project: pytest.Pytester) -> None:
 
     result.assert_outcomes(passed=1, failed=2)
     assert set(failed(result)) == {"FAILED test_status", "FAILED test_endpoint_of_its_own"}
+
+
+def test_a_test_that_is_skipped_has_swallowed_it_all_the_same(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        import unittest
+
+        class TestUnit(unittest.TestCase):
+            def test_skipped(self):
+                asyncio.run(shop.swallowing())
+                self.skipTest("no server")
+
+            def test_expected(self):
+                with self.assertRaises(SynchronousOnlyOperation): asyncio.run(shop.view())
+                self.skipTest("enough")
+
+            @unittest.expectedFailure
+            def test_known_to_fail(self):
+                asyncio.run(shop.swallowing())
+                self.fail("as ever")
+
+        def test_skipped():
+            asyncio.run(shop.swallowing())
+            pytest.skip("no server")
+
+        def test_skipped_as_unittest_does():
+            asyncio.run(shop.swallowing())
+            raise unittest.SkipTest("no server")
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    result.assert_outcomes(failed=3, skipped=1, xfailed=1)
+    whys = failed(result)
+    assert set(whys) == {
+        "FAILED TestUnit::test_skipped",
+        "FAILED test_skipped",
+        "FAILED test_skipped_as_unittest_does",
+    }
+    assert all("sqlite3.connect() was" in why for why in whys.values())
+
+
+def test_a_doctest_may_expect_a_refusal(project: pytest.Pytester) -> None:
+    write(
+        project,
+        '''
+        def documented():
+            """
+            >>> asyncio.run(shop.view())
+            Traceback (most recent call last):
+              ...
+            asyncsafe.exceptions.SynchronousOnlyOperation: sqlite3.connect() was called from...
+            """
+
+        def swallowed():
+            """
+            >>> asyncio.run(shop.swallowing())
+            """
+        ''',
+        "examples",
+    )
+    options = ("--doctest-modules", "-o", "doctest_optionflags=ELLIPSIS", "examples.py")
+
+    result = run(project, "--asyncsafe=raise", *options)
+
+    result.assert_outcomes(passed=1, failed=1)
+    assert set(failed(result)) == {"FAILED examples.swallowed"}
+
+
+def test_a_test_that_ends_the_run_has_no_outcome(project: pytest.Pytester) -> None:
+    write(
+        project,
+        """
+        def test_enough():
+            with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+            pytest.exit("enough", returncode=0)
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise")
+
+    assert result.ret == pytest.ExitCode.OK
+    assert "belongs to no test" not in result.stdout.str()
 
 
 def test_set_up_and_teardown_have_their_own(project: pytest.Pytester) -> None:
@@ -486,6 +581,38 @@ def test_the_guards_and_the_mode_are_there_for_each_test(project: pytest.Pyteste
 
     result.assert_outcomes(passed=1, failed=1)
     assert set(failed(result)) == {"FAILED test_after_it"}
+
+
+def test_they_are_there_when_a_test_is_run_again(project: pytest.Pytester) -> None:
+    """As pytest-rerunfailures does."""
+    project.makeconftest(
+        """
+        from _pytest.runner import runtestprotocol
+
+        def pytest_runtest_protocol(item, nextitem):
+            runtestprotocol(item, nextitem=nextitem, log=False)
+            item._initrequest()
+            runtestprotocol(item, nextitem=nextitem)
+            return True
+        """
+    )
+    write(
+        project,
+        """
+        runs = []
+
+        def test_again():
+            runs.append(1)
+            if len(runs) == 1:
+                asyncsafe.uninstall()
+                asyncsafe.configure(mode="off")
+                raise AssertionError
+            with pytest.raises(SynchronousOnlyOperation):
+                asyncio.run(shop.view())
+        """,
+    )
+
+    run(project, "--asyncsafe=raise").assert_outcomes(passed=1)
 
 
 def test_the_summary_keeps_what_a_test_clears(project: pytest.Pytester) -> None:
@@ -882,10 +1009,53 @@ def test_asynchronous_tests_and_fixtures(project: pytest.Pytester, name: str) ->
     assert "allowed nothing" not in output
 
 
+def test_hypothesis(project: pytest.Pytester) -> None:
+    pytest.importorskip("hypothesis")
+    write(
+        project,
+        """
+        from hypothesis import given, settings, strategies
+
+        examples = settings(max_examples=5, database=None)
+
+        @examples
+        @given(strategies.integers())
+        def test_expected(n):
+            with pytest.raises(SynchronousOnlyOperation): asyncio.run(shop.view())
+
+        @examples
+        @given(strategies.integers())
+        def test_swallowed(n): asyncio.run(shop.swallowing())
+
+        @pytest.mark.anyio  # on asyncio, then on trio
+        @examples
+        @given(strategies.integers())
+        async def test_expected_by_anyio(n):
+            with pytest.raises(SynchronousOnlyOperation): await shop.view()
+
+        @pytest.mark.anyio
+        @examples
+        @given(strategies.integers())
+        async def test_swallowed_below_anyio(n): await shop.swallowing()
+        """,
+    )
+
+    result = run(project, "--asyncsafe=raise", plugins=without("anyio"))
+
+    result.assert_outcomes(passed=3, failed=3)
+    assert set(failed(result)) == {
+        "FAILED test_swallowed",
+        "FAILED test_swallowed_below_anyio[asyncio]",
+        "FAILED test_swallowed_below_anyio[trio]",
+    }
+
+
 def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
     write(
         project,
         """
+        import enum
+
         @pytest.mark.parametrize("n", range(6))
         def test_view(n):
             with pytest.raises(SynchronousOnlyOperation):
@@ -896,6 +1066,12 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
         @pytest.mark.allow_async_unsafe("unused in both")
         @pytest.mark.parametrize("n", range(6))
         def test_unused(n): pass
+
+        class Reason(str, enum.Enum):
+            TICKET = "a member of an enumeration"
+
+        @pytest.mark.allow_async_unsafe(Reason.TICKET)
+        def test_unused_too(): pass
 
         @pytest.mark.allow_async_unsafe("used in one")
         @pytest.mark.parametrize("n", range(6))
@@ -911,7 +1087,7 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
 
     result = run(project, "--asyncsafe=raise", "-n2", "-v")
 
-    result.assert_outcomes(passed=18, failed=1)
+    result.assert_outcomes(passed=19, failed=1)
     assert set(failed(result)) == {"FAILED test_swallowed"}
     result.stdout.fnmatch_lines(
         [
@@ -919,6 +1095,7 @@ def test_pytest_xdist_merges(project: pytest.Pytester) -> None:
             "2 refused calls belong to no test:",
             "Markers that allowed nothing (allow_async_unsafe):",
             "  test_shop.py::test_unused: unused in both",
+            "  test_shop.py::test_unused_too: a member of an enumeration",
         ]
     )
     assert "used in one" not in result.stdout.str()
@@ -989,6 +1166,11 @@ async def test_expected():
 async def test_allowed(): assert names() == []
 
 class TestUsers(TestCase):
+    @classmethod
+    def setUpTestData(cls):
+        async def call(): names()
+        with pytest.raises(SynchronousOnlyOperation):
+            asyncio.run(call())
     def test_synchronous(self): assert names() == []
     async def test_asynchronous(self): assert await User.objects.acount() == 0
     async def test_swallowed(self): assert await swallowing() is None
@@ -1167,6 +1349,25 @@ def test_the_baseline_is_updated_and_pruned_by_whole_runs(
         "shop.py::find_more sqlite3.connect",
     ]
     run(project, "--asyncsafe-baseline=baseline.txt", *workers).assert_outcomes(passed=2)
+
+
+def test_patterns_in_testpaths_are_a_whole_run(with_baseline: pytest.Pytester) -> None:
+    with_baseline.makeini("[pytest]\ntestpaths = test_*.py\n")
+
+    run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--update-baseline", "--prune-baseline")
+
+    assert "shop.py::gone sqlite3.connect" not in entries(with_baseline)
+
+
+def test_an_override_for_all_takes_nothing_out(
+    with_baseline: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+
+    result = run(with_baseline, "--asyncsafe-baseline=baseline.txt", "--prune-baseline")
+
+    result.stdout.fnmatch_lines(["Nothing was taken out: DJANGO_ALLOW_ASYNC_UNSAFE allowed*"])
+    assert (with_baseline.path / "baseline.txt").read_text() == KNOWN
 
 
 def test_what_forbid_refuses_is_in_the_table_though_it_is_known(
