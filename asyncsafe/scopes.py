@@ -255,6 +255,12 @@ def is_exempt(thing: Any, connection: Callable[[Any], Any] | None = None) -> boo
     return _is_listed(thing) or (connection is not None and _is_listed(connection(thing)))
 
 
+def exempted() -> list[Any]:
+    """What `exempt()` was called with, and is still there."""
+    things = (reference() for reference in tuple(_exempt.values()))
+    return [thing for thing in things if thing is not None]
+
+
 class _Held:
     """A strong reference that is called like a weak one."""
 

@@ -672,6 +672,19 @@ class TestDatabases:
         call(shop)()
 
     @pytest.mark.parametrize(
+        "call",
+        [
+            lambda s: s.db.create_tables(),
+            lambda s: s.db.drop_table("tagged"),
+            lambda s: s.db.drop_all_tables(),
+        ],
+    )
+    def test_in_a_session_they_are_ponys_error(self, call: Any, sqlite_shop: Shop) -> None:
+        asyncsafe.install()
+        with orm.db_session, pytest.raises(core.TransactionError, match="inside of another"):
+            on_loop(partial(call, sqlite_shop))
+
+    @pytest.mark.parametrize(
         "call", [lambda s: s.Tag.drop_table, lambda s: s.Order.tags.drop_table]
     )
     def test_tables_of_an_entity(self, call: Any, shop: Shop) -> None:
@@ -792,6 +805,42 @@ def test_the_message(name: str, subject: str | None, fix: str | None, sqlite_sho
         return
     assert told.message().startswith(f"{subject} from a running event loop (asyncio).")
     assert told.hint == fix
+
+
+def test_an_interactive_session(tmp_path: Path) -> None:
+    """Where no db_session is needed, and pony wraps its functions."""
+    code = """
+import asyncio
+import pony
+pony.MODE = "INTERACTIVE"
+from pony import orm
+import asyncsafe
+
+db = orm.Database("sqlite", ":memory:")
+class Order(db.Entity):
+    total = orm.Required(int)
+    note = orm.Optional(str, lazy=True)
+db.generate_mapping(create_tables=True)
+with orm.db_session:
+    Order(total=1)
+asyncsafe.install()
+
+async def tell(call):
+    try:
+        call()
+    except asyncsafe.SynchronousOnlyOperation as refusal:
+        print(refusal.violation.operation, "|", refusal.violation.message().partition(" from ")[0])
+
+asyncio.run(tell(lambda: db.execute("select 1")))
+order = Order.get(total=1)
+asyncio.run(tell(lambda: order.note))
+asyncio.run(tell(lambda: len(Order.select())))
+"""
+    assert python(code, tmp_path).stdout.splitlines() == [
+        "pony.Database.execute | Database.execute() was called",
+        "pony.Database.execute | Order.note was loaded",
+        "pony.Database.execute | select(... in Order) was evaluated",
+    ]
 
 
 def test_the_message_of_a_decorated_function(sqlite_shop: Shop) -> None:

@@ -230,6 +230,13 @@ def saving(session: Session) -> Any:
     return partial(session.bulk_save_objects, [Order(id=4, total=40, note="", customer_id=1)])
 
 
+def given(db: Database) -> Session:
+    """A session in the transaction of a connection that isn't its own."""
+    session = db.keep(Session(db.writing(), join_transaction_mode="rollback_only"))
+    session.connection()
+    return session  # type: ignore[no-any-return]
+
+
 def deleting(session: Session) -> Any:
     """Which loads what is to be deleted, or changed, with it."""
     customer = session.get(Customer, 1)
@@ -344,6 +351,16 @@ IO: tuple[tuple[str, str, Callable[[Database], Callable[[], Any]]], ...] = (
     ("session.close", "Session.close", lambda db: db.changed().close),
     ("session.reset", "Session.reset", lambda db: db.changed().reset),
     ("session.invalidate", "Session.invalidate", lambda db: db.changed().invalidate),
+    (
+        "session.invalidate, of a connection that it was given",
+        "Session.invalidate",
+        lambda db: given(db).invalidate,
+    ),
+    (
+        "transaction.close(invalidate=True)",
+        "SessionTransaction.close",
+        lambda db: partial(given(db).get_transaction().close, invalidate=True),
+    ),
     ("session left", "Session.close", lambda db: partial(leave, db.changed())),
     (
         "session.merge",
@@ -365,6 +382,11 @@ IO: tuple[tuple[str, str, Callable[[Database], Callable[[], Any]]], ...] = (
         "bulk_update_mappings",
         "Session.bulk_update_mappings",
         lambda db: partial(db.session().bulk_update_mappings, Order, [{"id": 1, "total": 11}]),  # type: ignore[arg-type]
+    ),
+    (
+        "bulk_insert_mappings of nothing, which connects",
+        "Session.bulk_insert_mappings",
+        lambda db: partial(db.session().bulk_insert_mappings, Order, []),  # type: ignore[arg-type]
     ),
     ("query.all", "Session.execute", lambda db: db.session().query(Order).all),
     ("query.count", "Session.execute", lambda db: db.session().query(Order).count),
@@ -475,6 +497,12 @@ NO_IO: tuple[tuple[str, Callable[[Database], Callable[[], Any]]], ...] = (
     ("add and rollback", lambda db: adding(db.session(), "rollback")),
     ("get of what is loaded", lambda db: partial(db.used().get, Order, 1)),
     ("flush of nothing", lambda db: db.used().flush),
+    ("rollback of an unused savepoint", lambda db: db.used().begin_nested().rollback),
+    ("bulk_save_objects of nothing", lambda db: partial(db.session().bulk_save_objects, [])),
+    (
+        "bulk_insert_mappings of nothing, with a connection",
+        lambda db: partial(db.used().bulk_insert_mappings, Order, []),
+    ),
     (
         "flush of the same value",
         lambda db: setting(db.used()),
@@ -544,6 +572,11 @@ def test_errors_of_sqlalchemys_own_come_first(db: Database) -> None:
     connection.close()
     with pytest.raises(sa.exc.ResourceClosedError):
         on_loop(lambda: connection.execute(SELECT))
+    session = db.added()
+    (pending,) = session.new
+    for order in (pending, db.session().get(Order, 1), Order(id=5)):
+        with pytest.raises(sa.exc.InvalidRequestError, match="not persistent"):
+            on_loop(partial(session.refresh, order))
 
 
 # Pools -------------------------------------------------------------------------------------------
@@ -844,10 +877,18 @@ class TestExempt:
             assert cursor.fetchone()
             cursor.close()
             raw.close()
+            pooled = db.engine.pool.connect()
+            cursor = pooled.cursor()
+            cursor.execute("select 1")
+            cursor.close()
+            pooled.close()
+            db.engine.pool.dispose()
             db.engine.dispose()
+            db.engine.pool.connect().close()  # another one, since dispose()
 
         on_loop(work)
         assert heard == []
+        refused(db.create().pool.connect)
         refused(db.create().connect)
 
     def test_a_connection(self, db: Database, heard: list[asyncsafe.Violation]) -> None:

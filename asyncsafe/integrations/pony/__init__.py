@@ -102,9 +102,15 @@ def _of_database(asks: Callable[[Any], bool]) -> Callable[..., bool]:
 
 
 def _in_session(database: Any, *args: Any, **kwargs: Any) -> bool:
-    """Outside of a session, pony has an error of its own."""
+    """Outside of a session, pony has an error of its own; a prompt's lines need none."""
     local = _core().local
-    return bool(local.db_context_counter) or database in local.db2cache
+    is_prompt = sys.modules["pony"].MODE == "INTERACTIVE"
+    return bool(local.db_context_counter) or database in local.db2cache or is_prompt
+
+
+def _alone(*args: Any, **kwargs: Any) -> bool:
+    """In a session, pony has an error of its own for what makes tables, or drops them."""
+    return not _core().local.db_context_counter
 
 
 def _begins(database: Any) -> bool:
@@ -259,10 +265,10 @@ integration: Integration = Integration(
                 Operation("rollback", does_block=_of_database(_is_connected), cleans_up=True),
                 Operation("disconnect", does_block=_disconnects, cleans_up=True),
                 Operation("generate_mapping", does_block=_checks_tables),
-                Operation("create_tables"),
+                Operation("create_tables", does_block=_alone),
                 Operation("check_tables"),
-                Operation("drop_table"),
-                Operation("drop_all_tables"),
+                Operation("drop_table", does_block=_alone),
+                Operation("drop_all_tables", does_block=_alone),
             ],
             "SessionCache": [
                 Operation(

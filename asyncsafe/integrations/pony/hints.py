@@ -28,8 +28,11 @@ def tell(frames: list[FrameType]) -> Told | None:
     """
     for frame in reversed(frames):
         name = str(frame.f_globals.get("__name__"))
-        # In an interactive session, pony wraps its functions to shorten their tracebacks.
-        if not name.startswith("pony.") or frame.f_code.co_name == "cut_traceback":
+        # In an interactive session, pony wraps its functions to shorten their tracebacks: in
+        # cut_traceback(), which functions call that it compiles.
+        code = frame.f_code
+        is_wrapper = code.co_name == "cut_traceback" or code.co_filename == "<string>"
+        if not name.startswith("pony.") or is_wrapper:
             continue
         if read := _READERS.get(frame.f_code.co_qualname):
             return read(frame)

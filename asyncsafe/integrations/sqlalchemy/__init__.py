@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ... import loops
-from ...scopes import exempt, is_exempt
+from ...scopes import exempt, exempted, is_exempt
 from ...tables import Integration, Operation
 from .hints import asked_for, tell
 from .scoped_session import use_local as use_local
@@ -44,9 +44,11 @@ def _owners(thing: Any) -> Iterator[Any]:
     """What a thing belongs to, from within: itself, its session, its connection, its engine."""
     yield thing
     if hasattr(thing, "recreate"):  # a Pool
+        yield from _exempt_engines(thing)
         return
     if hasattr(thing, "dbapi_connection"):  # a pool's proxy
         yield thing._pool
+        yield from _exempt_engines(thing._pool)
         return
     if hasattr(thing, "session"):  # a SessionTransaction
         thing = thing.session
@@ -62,6 +64,12 @@ def _owners(thing: Any) -> Iterator[Any]:
         yield engine
         # engine.execution_options() makes another one, in front of it.
         yield getattr(engine, "_proxied", engine)
+
+
+def _exempt_engines(pool: Any) -> Iterator[Any]:
+    """Those that have this pool: it doesn't know its engine."""
+    engine = sys.modules["sqlalchemy.engine.base"].Engine
+    return (one for one in exempted() if isinstance(one, engine) and one.pool is pool)
 
 
 def _cursor_result(result: Any) -> Any:
@@ -220,7 +228,8 @@ def _changed(session: Any) -> Iterator[Any]:
 
 
 def _saves(session: Any, mapper: Any, mappings: Any, *args: Any, **kwargs: Any) -> bool:
-    return bool(mappings) and _session_blocks(session, mapper=mapper)
+    """Without a connection it takes one, for no mapping too."""
+    return (bool(mappings) or not _held_by(session)) and _session_blocks(session, mapper=mapper)
 
 
 def _saves_objects(session: Any, objects: Any, *args: Any, **kwargs: Any) -> bool:
@@ -228,7 +237,11 @@ def _saves_objects(session: Any, objects: Any, *args: Any, **kwargs: Any) -> boo
 
 
 def _refreshes(session: Any, instance: Any, *args: Any, **kwargs: Any) -> bool:
-    return _session_blocks(session, mapper=sys.modules["sqlalchemy"].inspect(instance).mapper)
+    """What isn't the session's, or isn't in the database yet, is an error of its own."""
+    state = sys.modules["sqlalchemy"].inspect(instance)
+    if not state.persistent or instance not in session:
+        return False
+    return _session_blocks(session, mapper=state.mapper)
 
 
 def _commits(transaction: Any, _to_root: bool = False) -> bool:
@@ -237,16 +250,30 @@ def _commits(transaction: Any, _to_root: bool = False) -> bool:
     return _flushes(transaction.session) or _ends_any(held)
 
 
-def _rolls_back(transaction: Any, *args: Any, **kwargs: Any) -> bool:
-    return any(_is_open(held[0]) for held in _held_by(transaction.session))
+def _rolls_back(transaction: Any, _capture_exception: bool = False, _to_root: bool = False) -> bool:
+    """What a flush began is a part of the transaction round it; a savepoint isn't."""
+    while transaction.parent is not None and (_to_root or not transaction.nested):
+        transaction = transaction.parent
+    return _has_open(_held(transaction))
 
 
 def _releases(transaction: Any, invalidate: bool = False) -> bool:
-    return _ends_any(_held(transaction))
+    held = _held(transaction)
+    invalidates = invalidate and transaction.parent is None
+    return _ends_any(held) or (invalidates and _has_open(held))
 
 
 def _session_releases(session: Any) -> bool:
     return _ends_any(_held_by(session))
+
+
+def _session_invalidates(session: Any) -> bool:
+    """A connection that the session was given, too."""
+    return _has_open(_held_by(session))
+
+
+def _has_open(held: set[tuple[Any, Any, bool, bool]]) -> bool:
+    return any(_is_open(connection) for connection, *_ in held)
 
 
 def _ends_any(held: set[tuple[Any, Any, bool, bool]]) -> bool:
@@ -275,17 +302,17 @@ def _sql_of_result(result: Any, *args: Any, **kwargs: Any) -> object:
 # What stands in place of SQLAlchemy's own --------------------------------------------------------
 
 
-def _raw_connection(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Engine.raw_connection(): of an engine that is exempt, the driver's connections are, too."""
+def _connecting(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """raw_connection(), connect(): of an engine or pool that is exempt, the driver's connections are, too."""
 
     @functools.wraps(original)
-    def raw_connection(self: Any) -> Any:
+    def connect(self: Any) -> Any:
         connection = original(self)
         if is_exempt(self, _connection):
             exempt(connection)
         return connection
 
-    return raw_connection
+    return connect
 
 
 class _Rows:
@@ -364,7 +391,7 @@ def _fetching(name: str, called: str, does_block: Callable[..., bool]) -> Operat
 
 
 _FETCHITER = Operation("_fetchiter_impl", adapt=_fetchiter, does_block=_never)
-_CONNECT = _of("Pool", "connect", does_block=_pool_blocks)
+_CONNECT = _of("Pool", "connect", does_block=_pool_blocks, adapt=_connecting)
 # What close() raises is logged there, and the connections are taken for closed.
 _DISPOSE = _of("Pool", "dispose", does_block=_holds_connections, cleans_up=True)
 
@@ -387,7 +414,7 @@ integration: Integration = Integration(
         },
         "sqlalchemy.engine.base": {
             "Engine": [
-                _of("Engine", "raw_connection", does_block=_blocks, adapt=_raw_connection),
+                _of("Engine", "raw_connection", does_block=_blocks, adapt=_connecting),
                 _of("Engine", "dispose", does_block=_disposes, cleans_up=True),
             ],
             "Connection": [
@@ -453,7 +480,7 @@ integration: Integration = Integration(
                 _of("Session", "bulk_update_mappings", does_block=_saves),
                 _of("Session", "close", does_block=_session_releases, cleans_up=True),
                 _of("Session", "reset", does_block=_session_releases, cleans_up=True),
-                _of("Session", "invalidate", does_block=_session_releases, cleans_up=True),
+                _of("Session", "invalidate", does_block=_session_invalidates, cleans_up=True),
             ],
             "SessionTransaction": [
                 _of("SessionTransaction", "prepare", does_block=_commits),
