@@ -48,19 +48,6 @@ def _commits(connection: sqlite3.Connection, value: object) -> bool:
     return (value is None or value is True) and connection.in_transaction
 
 
-def _ends_a_write(cursor: sqlite3.Cursor) -> bool:
-    """Halfway through INSERT ... RETURNING, outside of a transaction: closing it commits.
-
-    It holds its statement while rows are left, and has a `rowcount` if that writes.
-    """
-    return (
-        cursor.description is not None
-        and cursor.rowcount >= 0
-        and not cursor.connection.in_transaction
-        and any(type(held).__name__ == "Statement" for held in gc.get_referents(cursor))
-    )
-
-
 def operations(library: str) -> Mapping[str, Sequence[Operation]]:
     """Of its types `Connection`, `Cursor` and `Blob`, every call that steps, writes, locks or opens the file."""
     return {
@@ -87,7 +74,6 @@ def operations(library: str) -> Mapping[str, Sequence[Operation]]:
             Operation("fetchmany"),
             Operation("fetchall"),
             Operation("__next__"),
-            Operation("close", does_block=_ends_a_write, cleans_up=True),
         ],
         "Blob": [
             Operation("read"),
@@ -107,8 +93,5 @@ EXEMPT = {
 }
 NOT_GUARDED = {
     "`load_extension`, `deserialize`": "no I/O of the database's, or next to none",
-    "closing a cursor halfway through `WITH ... INSERT ... RETURNING`": (
-        "it doesn't tell that this writes"
-    ),
     "what the garbage collector closes": "in C, where it must not raise",
 }
