@@ -92,6 +92,6 @@ EXEMPT = {
     "`isolation_level =`, `autocommit =` that commit nothing": "they do no I/O",
 }
 NOT_GUARDED = {
-    "`load_extension`, `deserialize`, `Cursor.close`": "no I/O of the database's, or next to none",
+    "`load_extension`, `deserialize`": "no I/O of the database's, or next to none",
     "what the garbage collector closes": "in C, where it must not raise",
 }

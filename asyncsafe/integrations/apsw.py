@@ -36,11 +36,16 @@ def _owner(thing: Any) -> Any:
     apsw = sys.modules["apsw"]
     if isinstance(thing, apsw.Cursor) and thing:
         return thing.get_connection()
-    # Not each build has sessions.
-    if isinstance(thing, (apsw.Blob, apsw.Backup, getattr(apsw, "Session", apsw.Backup))):
+    if isinstance(thing, (apsw.Blob, apsw.Backup, *_of_sessions())):
         kept = gc.get_referents(thing)
         return next((one for one in kept if isinstance(one, apsw.Connection)), thing)
     return thing
+
+
+def _of_sessions() -> list[Any]:
+    """Not each build has sessions."""
+    apsw = sys.modules["apsw"]
+    return [getattr(apsw, n) for n in ("Session", "ChangesetBuilder") if hasattr(apsw, n)]
 
 
 def _is_synchronous(thing: Any, *args: Any, **kwargs: Any) -> bool:
@@ -59,6 +64,11 @@ def _ends_a_write(cursor: Any, force: bool = False) -> bool:
 
 def _applies(changeset: object, db: Any, *args: Any, **kwargs: Any) -> bool:
     return _is_synchronous(db)
+
+
+def _reads_schema(builder: Any, *args: Any, **kwargs: Any) -> bool:
+    """Of the database that `schema()` named: in this thread, that of an asynchronous one, too."""
+    return isinstance(_owner(builder), sys.modules["apsw"].Connection)
 
 
 def _sql(self: object, statements: object, *args: object, **kwargs: object) -> object:
@@ -133,6 +143,14 @@ integration: Integration = Integration(
                 Operation("patchset_stream"),
             ),
             "Changeset": [Operation("apply", does_block=_applies)],
+            "ChangesetBuilder": _of(
+                _reads_schema,
+                Operation("add"),
+                Operation("add_change"),
+                Operation("add_insert"),
+                Operation("add_delete"),
+                Operation("add_update"),
+            ),
         }
     },
     connection=_connection,

@@ -141,6 +141,8 @@ integration: Integration = Integration(
                     for name in _FETCHES
                 ),
                 *(Operation(name, does_block=_is_open) for name in _FILES),
+                # execute() of duckdb 2 may leave most of a query to be run.
+                Operation("complete", does_block=_has_result),
                 Operation("table_function", does_block=_reads_file),
                 Operation("append", does_block=_is_open),
                 Operation("commit", does_block=_is_open),
@@ -184,7 +186,7 @@ integration: Integration = Integration(
                     called="duckdb.table_function",
                     does_block=_reads_file_by_default,
                 ),
-                *(Operation(name, called=f"duckdb.{name}") for name in _FETCHES),
+                *(Operation(name, called=f"duckdb.{name}") for name in (*_FETCHES, "complete")),
                 *(Operation(name, called=f"duckdb.{name}") for name in _FILES),
                 Operation("append", called="duckdb.append"),
                 Operation("write_csv", called="duckdb.write_csv"),

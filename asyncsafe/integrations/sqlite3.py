@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from ..tables import Integration
+import gc
+
+from ..tables import Integration, Operation
 from . import _sqlite
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+
+
+def _ends_a_write(cursor: sqlite3.Cursor) -> bool:
+    """Halfway through INSERT ... RETURNING, outside of a transaction: closing it commits.
+
+    It holds its statement while rows are left, and has a `rowcount` if that writes.
+    """
+    return (
+        cursor.description is not None
+        and cursor.rowcount >= 0
+        and not cursor.connection.in_transaction
+        and any(type(held).__name__ == "Statement" for held in gc.get_referents(cursor))
+    )
+
+
+_shared = _sqlite.operations("sqlite3")
 
 integration: Integration = Integration(
     "sqlite3",
-    {"_sqlite3": _sqlite.operations("sqlite3")},
+    {
+        "_sqlite3": {
+            **_shared,
+            "Cursor": [
+                *_shared["Cursor"],
+                Operation("close", does_block=_ends_a_write, cleans_up=True),
+            ],
+        }
+    },
     # With a __getitem__ that is written in Python, a type becomes iterable. Blob is not.
     replaced={"_sqlite3": {"Blob": {"__iter__": None}}},
     connection=_sqlite.connection_of,
@@ -20,5 +50,10 @@ integration: Integration = Integration(
         "aiosqlite": "it calls sqlite3 in a thread",
         "coverage, IPython": "they keep books of their own, wherever they are called",
     },
-    not_guarded=_sqlite.NOT_GUARDED,
+    not_guarded={
+        **_sqlite.NOT_GUARDED,
+        "closing a cursor halfway through `WITH ... INSERT ... RETURNING`": (
+            "it doesn't tell that this writes"
+        ),
+    },
 )

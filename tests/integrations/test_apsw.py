@@ -96,6 +96,12 @@ class Database:
             raise LookupError
         return changeset
 
+    def builder(self, connection: Any = None) -> Any:
+        builder = self.keep(apsw.ChangesetBuilder())
+        if connection is not None:
+            builder.schema(connection, "main")
+        return builder
+
     def rows(self) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as connection:
             return connection.execute(SELECT).fetchall()
@@ -258,6 +264,11 @@ IO = params(
         "Changeset.apply",
         lambda db: partial(apsw.Changeset.apply, db.changeset(), db.connect()),
     ),
+    (
+        "ChangesetBuilder.add",
+        "ChangesetBuilder.add",
+        lambda db: partial(db.builder(db.connect()).add, db.changeset()),
+    ),
 )
 
 
@@ -332,6 +343,8 @@ NO_IO = params(
     ("Blob closed again", lambda db: closed(db.blob()).close),
     ("Backup.page_count", lambda db: partial(getattr, db.backup(), "page_count")),
     ("Session.close", lambda db: db.session().close),
+    ("ChangesetBuilder.add", lambda db: partial(db.builder().add, db.changeset())),
+    ("ChangesetBuilder.schema", lambda db: partial(db.builder().schema, db.connect(), "main")),
     ("complete", lambda db: partial(apsw.complete, SELECT)),
 )
 

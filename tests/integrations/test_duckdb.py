@@ -232,6 +232,14 @@ IO = [
         ),
         ("duckdb.sql().fetchall", f"{R}.fetchall", lambda db: duckdb.sql("select 1").fetchall),
     ),
+    only(Connection, "complete", f"{C}.complete", lambda db: db.selected().complete, version="2"),
+    only(
+        Connection,
+        "complete",
+        "complete",
+        lambda db: (duckdb.execute("select 1"), duckdb.complete)[1],
+        version="2",
+    ),
     only(Relation, "materialize", f"{R}.materialize", lambda db: db.relation().materialize, version="2"),
     only(Relation, "to_dicts", f"{R}.to_dicts", lambda db: db.relation().to_dicts, version="2"),
     only(Relation, "preview", f"{R}.preview", lambda db: db.relation().preview, version="2"),
@@ -337,7 +345,7 @@ OF_1 = {
 OF_2 = {
     *("DuckDBPyConnection._submit", "DuckDBPyRelation.to_dicts", "DuckDBPyRelation.iter_rows"),
     *("DuckDBPyRelation.materialize", "DuckDBPyRelation._repr_mimebundle_"),
-    "DuckDBPyRelation.preview",
+    *("DuckDBPyRelation.preview", "DuckDBPyConnection.complete", ".complete"),
     *("Appender.append_row", "Appender.append_rows", "Appender.flush", "Appender.__exit__"),
 }
 

@@ -581,6 +581,7 @@ NO_IO = params(
     ("unread_result", lambda db: partial(getattr, db.queried(), "unread_result")),
     ("consume_results, none", lambda db: db.connect().consume_results),
     ("closed again", lambda db: closed(db.connect()).close),
+    ("closed, is_connected", lambda db: closed(db.connect()).is_connected),
     ("pool_name", lambda db: partial(getattr, db.pool(), "pool_name")),
     (
         "pooled close, without a reset",
@@ -885,6 +886,10 @@ class TestClasses:
         bare = [error(call) for call in calls]
         asyncsafe.install("mysql.connector")
         assert [error(call) for call in calls] == bare
+        connection = closed(db.connect())
+        for call in (connection.cursor, connection.commit, connection.rollback, connection.ping):
+            assert error(partial(on_loop, call)) == error(call)
+        refused(partial(connection.ping, reconnect=True))
 
     def test_statement_without_parameters(self, db: Server, guarded: None) -> None:
         violation = refused(partial(db.cursor().execute, INSERT, (4, "a secret")))

@@ -68,6 +68,11 @@ class Database:
     def selected(self) -> sqlite3.Cursor:
         return self.connect().execute(SELECT)
 
+    def returning(self, **kwargs: Any) -> sqlite3.Cursor:
+        """A statement that writes, and has been run halfway."""
+        query = "insert into letters values (4, 'a'), (5, 'b') returning id"
+        return self.connect(**kwargs).execute(query)
+
     def blob(self) -> sqlite3.Blob:
         return self.connect().blobopen("letters", "body", 1)
 
@@ -108,6 +113,11 @@ def another(tmp_path: Path) -> Iterator[Callable[[], Database]]:
     asyncsafe.uninstall()
     for database in made:
         database.close()
+
+
+def last(cursor: sqlite3.Cursor) -> sqlite3.Cursor:
+    cursor.fetchall()
+    return cursor
 
 
 def tell(result: Any) -> Any:
@@ -174,6 +184,11 @@ IO: list[Any] = [
             "Connection.executescript",
             "Connection.executescript",
             lambda db: partial(db.connect().executescript, "delete from letters; select 1;"),
+        ),
+        (
+            "Cursor.close halfway",
+            "Cursor.close",
+            lambda db: db.returning(isolation_level=None).close,
         ),
         (
             "Cursor.execute",
@@ -352,6 +367,10 @@ NO_IO: list[Any] = [
         ("closed again", lambda db: closed(db.connect()).close),
         ("iter", lambda db: partial(iter, db.selected())),
         ("Cursor.close", lambda db: db.selected().close),
+        (
+            "Cursor.close after the last row",
+            lambda db: last(db.returning(isolation_level=None)).close,
+        ),
         ("description", lambda db: partial(getattr, db.selected(), "description")),
         ("lastrowid", lambda db: partial(getattr, db.selected(), "lastrowid")),
         ("rowcount", lambda db: partial(getattr, db.selected(), "rowcount")),
@@ -378,6 +397,14 @@ def test_no_io_is_not_flagged(make: Any, db: Database, heard: list[Any]) -> None
     on_loop(call)
     assert heard == []
     assert db.seen() == before
+
+
+@pytest.mark.usefixtures("guarded")
+def test_cursor_closed_halfway_in_a_transaction(db: Database, heard: list[Any]) -> None:
+    """The end of its statement commits nothing."""
+    on_loop(db.returning().close)
+    assert heard == []
+    assert db.rows() == ROWS
 
 
 MISSING = {("Connection", "autocommit"): (3, 12)}

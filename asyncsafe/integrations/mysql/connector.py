@@ -38,8 +38,13 @@ def _any_arguments(*args: Any, **kwargs: Any) -> bool:
     return bool(kwargs)
 
 
-def _is_open(connection: Any) -> bool:
-    return connection.connection_id is not None
+def _is_open(connection: Any, *args: Any, **kwargs: Any) -> bool:
+    """One that was closed has errors of its own. The C one has no `connection_id` until it connects."""
+    return getattr(connection, "connection_id", None) is not None
+
+
+def _can_ping(connection: Any, reconnect: object = False, *args: Any, **kwargs: Any) -> bool:
+    return bool(reconnect) or _is_open(connection)
 
 
 def _reads_platform(connection: Any, **kwargs: Any) -> bool:
@@ -153,14 +158,20 @@ def _of_both(name: str, **options: Any) -> Operation:
     return Operation(name, called=f"mysql.connector.MySQLConnection.{name}", **options)
 
 
-_COMMANDS = [
+def _of_open(*operations: Operation) -> list[Operation]:
+    for operation in operations:
+        operation.does_block = operation.does_block or _is_open
+    return list(operations)
+
+
+_COMMANDS = _of_open(
     Operation("commit"),
-    Operation("rollback", does_block=_is_open, cleans_up=True),
-    Operation("close", does_block=_is_open, cleans_up=True),
-    Operation("disconnect", does_block=_is_open, cleans_up=True),
+    Operation("rollback", cleans_up=True),
+    Operation("close", cleans_up=True),
+    Operation("disconnect", cleans_up=True),
     Operation("cursor"),
     Operation("is_connected"),
-    Operation("ping"),
+    Operation("ping", does_block=_can_ping),
     Operation("reset_session"),
     Operation("database", setter=True),
     Operation("info_query", statement=_query),
@@ -170,7 +181,7 @@ _COMMANDS = [
     Operation("cmd_init_db"),
     Operation("cmd_query", statement=_query),
     Operation("cmd_refresh"),
-    Operation("cmd_quit", does_block=_is_open, cleans_up=True),
+    Operation("cmd_quit", cleans_up=True),
     Operation("cmd_shutdown"),
     Operation("cmd_statistics"),
     Operation("cmd_process_kill"),
@@ -180,7 +191,7 @@ _COMMANDS = [
     Operation("cmd_stmt_execute"),
     Operation("cmd_stmt_reset"),
     Operation("cmd_stmt_close", cleans_up=True),
-]
+)
 _CONNECT = Operation("connect", called="mysql.connector.connect", does_block=_any_arguments)
 
 integration: Integration = Integration(
@@ -206,7 +217,7 @@ integration: Integration = Integration(
                 # Its iterator does what is left to do: results are read one by one.
                 Operation("cmd_query_iter", statement=_query),
                 Operation("cmd_debug"),
-                Operation("cmd_ping"),
+                Operation("cmd_ping", does_block=_is_open),
                 Operation("cmd_stmt_fetch"),
                 Operation("cmd_stmt_send_long_data"),
             ],
