@@ -58,7 +58,7 @@ class Summary:
         self._markers: dict[str, tuple[str, bool, bool]] = {}
         #: What belongs to no test: by call site the message, and how often.
         self._outside: dict[str, tuple[str, int]] = {}
-        self.deselected = False
+        self.deselected: bool = False
         self._told: list[str] = []
 
     def add_outside(self, messages: dict[str, tuple[str, int]]) -> None:
@@ -91,7 +91,7 @@ class Summary:
 
     def merge(self, sent: str) -> None:
         """Add what a worker has sent."""
-        worker = json.loads(sent)
+        worker: dict[str, Any] = json.loads(sent)
         self.deselected = self.deselected or worker["deselected"]
         self.add_outside(worker["outside"])
         for name, marker in worker["markers"].items():
@@ -181,8 +181,8 @@ class Summary:
         return baseline_report.finish(
             self._baseline,
             report,
-            update=self._config.getoption("asyncsafe_update_baseline"),
-            prune=self._config.getoption("asyncsafe_prune_baseline"),
+            update=bool(self._config.getoption("asyncsafe_update_baseline")),
+            prune=bool(self._config.getoption("asyncsafe_prune_baseline")),
             why_not=self._why_partial(session, exitstatus),
         )
 

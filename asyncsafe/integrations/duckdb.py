@@ -7,7 +7,7 @@ duckdb 2 relations are written in Python, and come to `DuckDBPyConnection._submi
 they run: guarded below their own methods, for what has no entry here.
 
 A query may read the caller's variables (`from df`). duckdb asks `inspect.currentframe()` for the
-frame that calls it, which is a guard's: `_currentframe` stands there while duckdb is guarded.
+frame that calls it, which is a guard's: `currentframe` stands there while duckdb is guarded.
 
 duckdb tells nowhere whether a transaction is open.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def _currentframe() -> FrameType | None:
+def currentframe() -> FrameType | None:
     """The caller's frame. For a call that a guard has made: the frame that called the guard.
 
     duckdb 2 asks from functions of its own, and goes on from them to their callers.
@@ -197,7 +197,7 @@ integration: Integration = Integration(
         },
     },
     # src/replacement/python_replacement_scan.cpp: inspect.currentframe(), then f_back.
-    replaced={"inspect": {"": {"currentframe": _currentframe}}},
+    replaced={"inspect": {"": {"currentframe": currentframe}}},
     describe=_describe,
     distributions=("duckdb",),
     tested=("1.5.6", "2.0.1"),
