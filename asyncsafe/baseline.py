@@ -89,7 +89,7 @@ class Baseline:
             self._meet(entry)
         if len(self._calls) >= _CALL_LIMIT:
             self._calls.clear()
-        found = self._calls[call.key] = entry, known, call.kept
+        found = self._calls[call.key] = entry, known, call.kept()
         return found
 
     def _meet(self, entry: str) -> None:

@@ -205,14 +205,14 @@ def admit(
         # Not the description's: the garbage collector came in between.
         if guard.cleans_up or isinstance(sys.exc_info()[1], GeneratorExit):
             return None
-        if _describe_call(guard, args, kwargs, running).finalizing:
+        if Call(running, guard, args, kwargs).finalizing:
             return None
         raise RuntimeError(f"{guard.operation}() in the description of another call")
     if inside == "unguarded" or (inside is not None and not scopes.forbidden(running)):
         return None
     if guard.does_block is not None and not _does_block(guard.does_block, args, kwargs):
         return None
-    call = _describe_call(guard, args, kwargs, running)
+    call = Call(running, guard, args, kwargs)
     own_mode = guard.mode(args[0]) if guard.mode and args else None
     answer = policy.answer(running, own_mode, call.phase)
     if answer.mode == "off":
@@ -247,31 +247,6 @@ def make(
         violations.end(pending, perf_counter() - start)
 
 
-def _describe_call(
-    guard: Guard,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    running: loops.Running,
-    begun: sharing.Begun | None = None,
-    user: owners.Owner | None = None,
-) -> Call:
-    return Call(
-        running,
-        # Not our caller's, which holds the Call: garbage that keeps the stack. Nor its caller's,
-        # which is ours as well: looking at it would take time.
-        sys._getframe(3),
-        guard.operation,
-        guard.library,
-        guard.headline,
-        guard.hint,
-        guard.statement and functools.partial(guard.statement, *args, **kwargs),
-        begun,
-        user,
-        guard.describe,
-        guard.describe_call and functools.partial(guard.describe_call, *args, **kwargs),
-    )
-
-
 def _tell_sharing(
     guard: Guard,
     args: tuple[Any, ...],
@@ -290,7 +265,7 @@ def _tell_sharing(
         return
     if guard.cleans_up and begun.owner.ended:
         return  # the other is gone, and nobody else is left to end its transaction
-    call = _describe_call(guard, args, kwargs, running or ("asyncio", None), begun, user)
+    call = Call(running or ("asyncio", None), guard, args, kwargs, begun, user)
     if guard.trusted and call.made_by(guard.trusted):
         return
     mode = policy.mode_for_sharing(running)

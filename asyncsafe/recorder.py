@@ -386,7 +386,7 @@ class Recorder:
             site = self._sites[name] = CallSite(violation)
         if len(self._known) >= 2 * SITE_LIMIT:
             self._known.clear()
-        self._known[call.key] = site, call.kept
+        self._known[call.key] = site, call.kept()
         return site
 
     def _listeners(self, site: CallSite) -> Listeners:

@@ -15,10 +15,11 @@ from .stacks import absolute, call_chain, is_ours, whose_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import CodeType, FrameType
     from typing import Any, Literal, NamedTuple
 
+    from .guards import Guard
     from .lifespan import Phase
     from .owners import Owner
     from .sharing import Begun
@@ -169,55 +170,43 @@ class Call:
     """A call that would block: the stack that leads to it, read once."""
 
     __slots__ = (
+        "_args",
         "_caller",
         "_coroutine",
-        "_describe_call",
-        "_describe_line",
         "_frame",
+        "_guard",
         "_innermost",
+        "_kwargs",
         "_site",
         "begun",
         "finalizing",
-        "headline",
-        "hint",
-        "kept",
         "key",
-        "library",
-        "operation",
         "phase",
         "running",
-        "statement",
         "user",
     )
 
     def __init__(
         self,
         running: loops.Running,
-        frame: FrameType,
-        operation: str,
-        library: str | None = None,
-        headline: str | None = None,
-        hint: str | None = None,
-        statement: Callable[[], object] | None = None,
+        guard: Guard,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
         begun: Begun | None = None,
         user: Owner | None = None,
-        describe: Callable[[list[FrameType]], Told | None] | None = None,
-        describe_call: Callable[[], Told | None] | None = None,
     ) -> None:
         self.running: loops.Running = running
-        self.operation: str = operation
-        self.library: str | None = library
-        self.headline: str | None = headline
-        self.hint: str | None = hint
-        self.statement: Callable[[], object] | None = statement
         #: The transaction of another's that is open on the connection, and who is using it here.
         self.begun: Begun | None = begun
         self.user: Owner | None = user
         #: Whether the call comes out of a finalizer.
         self.finalizing: bool = False
-        self._describe_line = describe
-        self._describe_call = describe_call
-        self._frame = frame
+        self._guard = guard
+        self._args = args
+        self._kwargs = kwargs
+        # Not our caller's, which holds this: garbage that keeps the stack. Nor its caller's, which
+        # is ours as well: looking at it would take time.
+        self._frame = frame = sys._getframe(3)
         if not self._read(call_chain(frame)):
             # The search went past the loop. A compiled loop may have made the call itself: then
             # the frame that runs it is the only one to name.
@@ -226,9 +215,9 @@ class Call:
         #: Whether an ASGI server makes the call while it starts up or shuts down.
         self.phase: Phase | None = None if begun else phase_of(self._innermost, running)
         site, coroutine = self._site, self._coroutine
-        self.kept: tuple[CodeType, CodeType | None] = site.f_code, coroutine and coroutine.f_code
+        #: What is cheap to compare: calls with the same are of one call site, while `kept()` is.
         self.key: tuple[str, Phase | None, Frame | None, int, int, int | None, int | None] = (
-            operation,
+            guard.operation,
             self.phase,
             None if begun is None else begun.place,
             id(site.f_code),
@@ -236,6 +225,15 @@ class Call:
             coroutine and id(coroutine.f_code),
             coroutine and coroutine.f_lasti,
         )
+
+    @property
+    def operation(self) -> str:
+        """What is called, as messages name it."""
+        return self._guard.operation
+
+    def kept(self) -> tuple[CodeType, CodeType | None]:
+        """What `key` names by its id."""
+        return self._site.f_code, self._coroutine and self._coroutine.f_code
 
     def _frames_in_loop(self) -> Iterator[FrameType]:
         """The frames from the call outwards, up to those that run the loop."""
@@ -309,20 +307,39 @@ class Call:
 
     def _read_line(self) -> Told | None:
         """What the library's description of the user's line is; without such a line, of the call."""
-        if self._describe_line is None and self._describe_call is None:
+        guard = self._guard
+        if guard.describe is None and guard.describe_call is None:
             return None
         loop = (f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename))
         frames = list(takewhile(lambda frame: whose_frame(frame) != "user", loop))
         try:
             with Inside("description"):
-                told = self._describe_line and self._describe_line(frames)
-                if told is None and self._describe_call is not None:
-                    told = self._describe_call()
+                told = guard.describe and guard.describe(frames)
+                if told is None and guard.describe_call is not None:
+                    told = guard.describe_call(*self._args, **self._kwargs)
                     # What the user's line calls is another library's, which calls this one.
                     told = told and (Told(told.subject, None) if frames else told)
                 return told
         except Exception:  # a library that has changed must not hide the violation
             return None
+
+    def _read_statement(self) -> str | None:
+        read = self._guard.statement
+        try:
+            with Inside("unguarded"):
+                statement = read and read(*self._args, **self._kwargs)
+        except (
+            Exception
+        ):  # a query object of the user's that can't be read must not hide the violation
+            return None
+        if isinstance(statement, bytes):
+            statement = statement.decode("utf-8", "replace")
+        if not isinstance(statement, str):
+            return None
+        statement = " ".join(statement.split())
+        if len(statement) <= STATEMENT_LIMIT:
+            return statement
+        return statement[: STATEMENT_LIMIT - 1] + "…"
 
     def violation(self, outcome: Outcome, reason: str | None) -> Violation:
         frames = [f for f in self._frames_in_loop() if not is_ours(f.f_code.co_filename)]
@@ -330,14 +347,15 @@ class Call:
         programs: Whose = "user" if "user" in owners else "installed"
         users = [frame for frame, owner in zip(frames, owners, strict=True) if owner == programs]
         library, loop = self.running
+        guard = self._guard
         told = self._read_line()
         return Violation(
-            self.operation,
-            library=self.library,
-            statement=_read_statement(self.statement),
-            headline=self.headline,
+            guard.operation,
+            library=guard.library,
+            statement=self._read_statement(),
+            headline=guard.headline,
             subject=told and told.subject,
-            hint=(told and told.fix) or self.hint,
+            hint=(told and told.fix) or guard.hint,
             loop=library,
             loop_type=_loop_type(loop) if library == "asyncio" else None,
             task=_task_name(self.running, self.user),
@@ -378,22 +396,6 @@ def _describe(frame: FrameType) -> Frame:
         frame.f_lineno or code.co_firstlineno,
         code.co_qualname,
         bool(code.co_flags & ASYNC_CODE),
-    )
-
-
-def _read_statement(read: Callable[[], object] | None) -> str | None:
-    try:
-        with Inside("unguarded"):
-            statement = read and read()
-    except Exception:  # a query object of the user's that can't be read must not hide the violation
-        return None
-    if isinstance(statement, bytes):
-        statement = statement.decode("utf-8", "replace")
-    if not isinstance(statement, str):
-        return None
-    statement = " ".join(statement.split())
-    return (
-        statement if len(statement) <= STATEMENT_LIMIT else statement[: STATEMENT_LIMIT - 1] + "…"
     )
 
 

@@ -93,17 +93,16 @@ class Recording:
 
         made: `timed` will write it down, unless the site is new.
         """
+        if made and site in self._sites:
+            return
         try:
-            if not self._is_ours():
-                self._open_file()
             if not self._end:
                 self._process = _describe_process()
                 self._append(self._header())
             if site is None:
                 self._write(0, self._header())
             elif site in self._sites:
-                if not made:
-                    self._write(self._sites[site][1], _counts(site))
+                self._write(self._sites[site][1], _counts(site))
             else:
                 line = _counts(site) + _waiting(site) + json.dumps(describe(site)).encode()[1:]
                 self._sites[site] = len(self._sites), self._append(line + b"\n")
@@ -199,6 +198,8 @@ class Recording:
         return position
 
     def _write(self, position: int, text: bytes) -> None:
+        if not self._is_ours():
+            self._open_file()
         if _write_at(self._descriptor, text, position) != len(text):
             raise OSError("the disk is full")  # what was written is overwritten by the next line
 
