@@ -14,7 +14,7 @@ from .exceptions import AsyncUnsafeWarning, ConnectionSharingError, django_impor
 from .imports import when_imported
 from .nesting import Inside, under_way
 from .recorder import Pending, violations
-from .stacks import WRAPPER_FILE
+from .stacks import COUNTED_WRAPPER_FILE, WRAPPER_FILE
 from .violation import Call, call_site
 
 TYPE_CHECKING = False
@@ -189,6 +189,18 @@ def _call_on_connection(
             assert guard.connection is not None
             connection = guard.connection(args[0])
         sharing.used(connection, user, functools.partial(_call_site, pending), returned, nobodys)
+
+
+@functools.cache
+def blocked_in(module: str) -> Callable[..., Any]:
+    """`blocked`, whose frames are this module's: its library counts its own to find who called it."""
+    namespace = {**globals(), "__name__": module}
+    for function in (_forward, make, _call_on_connection, blocked):
+        code = function.__code__.replace(co_filename=COUNTED_WRAPPER_FILE)
+        name = function.__name__
+        namespace[name] = FunctionType(code, namespace, name, function.__defaults__)
+    counted: Callable[..., Any] = namespace["blocked"]
+    return counted
 
 
 def admit(

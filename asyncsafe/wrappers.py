@@ -14,7 +14,7 @@ from types import CodeType, FunctionType, MethodDescriptorType, WrapperDescripto
 from . import loops
 from .callables import makes_generators
 from .exceptions import AsyncUnsafeWarning, SynchronousOnlyOperation
-from .guards import Guard, admit, blocked, make
+from .guards import Guard, admit, blocked, blocked_in, make
 from .stacks import COUNTED_WRAPPER_FILE, WRAPPER_FILE
 
 TYPE_CHECKING = False
@@ -42,6 +42,7 @@ def wrap(
     namespace: dict[str, Any] = {**loops.namespace, **_NAMES, "_call": call, "_guard": guard}
     if counted:
         namespace["__name__"] = call.__module__
+        namespace["_blocked"] = blocked_in(call.__module__)
     exec(_own_copy(code), namespace)  # noqa: S102
     wrapper: FunctionType = namespace.pop("wrapper")
     loops.keep_bound(wrapper, watches=guard.connection is not None)

@@ -1088,14 +1088,28 @@ def test_in_threads_nothing_is_refused(db: Database, heard: list[asyncsafe.Viola
     assert heard == []
 
 
-def test_warnings_name_the_users_line(db: Database) -> None:
+@pytest.mark.parametrize("mode", ["raise", "record"])
+@pytest.mark.parametrize("run", [lambda call: call(), on_loop], ids=["off", "on"])
+def test_warnings_name_the_users_line(db: Database, run: Callable[..., Any], mode: Any) -> None:
     """SQLAlchemy counts the frames up to the first that isn't its own."""
     asyncsafe.install()
+    asyncsafe.configure(mode=mode)
     session = db.session()
     product = sa.select(ORDERS.c.id, Customer.__table__.c.id)
-    with pytest.warns(sa.exc.SAWarning, match="cartesian product") as told:
-        session.execute(product)
-    assert [warning.filename for warning in told] == [__file__]
+
+    def execute() -> None:
+        with asyncsafe.allow("to see what it warns of"):
+            session.execute(product)
+
+    def query() -> None:
+        with asyncsafe.allow("to see what it warns of"):
+            session.query(ORDERS.c.id, Customer.__table__.c.id).all()
+
+    for call in (execute, query):
+        with pytest.warns(sa.exc.SAWarning, match="cartesian product") as told:
+            run(call)
+        assert [warning.filename for warning in told] == [__file__]
+        assert told[0].lineno == call.__code__.co_firstlineno + 2
 
 
 def test_the_log_is_as_it_was(db: Database, caplog: pytest.LogCaptureFixture) -> None:
