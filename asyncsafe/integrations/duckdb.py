@@ -196,7 +196,7 @@ integration: Integration = Integration(
             ],
         },
     },
-    # src/replacement/python_replacement_scan.cpp: inspect.currentframe(), then f_back.
+    # ReplaceInternal() in src/duckdb_py/python_replacement_scan.cpp of duckdb/duckdb-python.
     replaced={"inspect": {"": {"currentframe": currentframe}}},
     describe=_describe,
     distributions=("duckdb",),
