@@ -717,12 +717,12 @@ async def begin():
         return connection
 
 async def main():
-    freed = [await asyncio.create_task(begin()) for _ in range(10)]
+    freed = [await asyncio.create_task(begin()) for _ in range(100)]
     places = {id(connection) for connection in freed}
     freed.clear()
     await asyncio.sleep(0)  # until then, the loop holds the task and what it returned
     gc.collect()  # a connection is part of a cycle
-    opened = [await asyncio.create_task(begin()) for _ in range(10)]
+    opened = [await asyncio.create_task(begin()) for _ in range(200)]
     assert places & set(map(id, opened))
     assert not [site for site in asyncsafe.violations if site.violation.begun_by]
 
