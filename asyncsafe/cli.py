@@ -309,8 +309,6 @@ class _Session:
         why_not = f"the program ended with {self._status}" if self._status else None
         if self._mode == "off":
             why_not = "the mode is off"
-        elif os.environ.get(policy.DJANGO_VARIABLE):
-            why_not = f"{policy.DJANGO_VARIABLE} allowed everything"
         if self._status is None and self._prune:  # a server's usual end: what it didn't do is told
             why_not = "the program was interrupted"
         return "\n" + baseline_report.finish(

@@ -76,9 +76,7 @@ def _kind_of_scope(frame: FrameType) -> str | None:
     Servers and applications call it `scope`, as the specification does.
     """
     code = frame.f_code
-    if not (
-        "scope" in code.co_varnames or "scope" in code.co_cellvars or "scope" in code.co_freevars
-    ):
+    if "scope" not in code.co_varnames + code.co_cellvars + code.co_freevars:
         return None
     kind = _type_of(frame.f_locals.get("scope"))
     return kind if kind in {"http", "websocket", "lifespan"} else None

@@ -24,9 +24,6 @@ COUNTED_WRAPPER_FILE = "<asyncsafe wrapper>"
 #: (blockbuster) replaces the one in `os`, and would be told of the reading of a line number.
 working_directory: Callable[[], str] = sys.modules[os.name].getcwd
 
-#: The file name of what exec() compiled from a string.
-_EXECUTED = "<string>"
-
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
 _COMMANDS = os.path.join(sys.prefix, "Scripts" if os.name == "nt" else "bin") + os.sep
@@ -82,19 +79,14 @@ def whose(filename: str) -> Owner:
     """
     owner = _owners.get(filename)
     if owner is None:
-        owner = _find_owner(filename)
-        if filename != _EXECUTED:
-            _owners[filename] = owner
+        owner = _owners[filename] = _find_owner(filename)
     return owner
 
 
 def whose_frame(frame: FrameType) -> Owner:
     """As `whose`, for what was made by exec(), too: it belongs to the module that made it."""
     filename = frame.f_code.co_filename
-    owner = _owners.get(filename)  # each call asks this of several frames
-    if owner is not None:
-        return owner
-    if filename != _EXECUTED:
+    if filename != "<string>":
         return whose(filename)
     name = frame.f_globals.get("__name__")
     if name is None:  # a decorator's, pony's for one

@@ -313,6 +313,13 @@ def _package(module: str) -> str:
     return module.partition(".")[0]
 
 
+def default_does_block(does_block: Callable[..., bool], *operations: Operation) -> list[Operation]:
+    """These operations; those that have no `does_block` have this one."""
+    for operation in operations:
+        operation.does_block = operation.does_block or does_block
+    return list(operations)
+
+
 class _Guarded:
     """An attribute, its guarded replacement, and the guard."""
 

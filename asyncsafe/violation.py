@@ -328,9 +328,7 @@ class Call:
         try:
             with Inside("unguarded"):
                 statement = read and read(*self._args, **self._kwargs)
-        except (
-            Exception
-        ):  # a query object of the user's that can't be read must not hide the violation
+        except Exception:  # of a query object of the user's: it must not hide the violation
             return None
         if isinstance(statement, bytes):
             statement = statement.decode("utf-8", "replace")

@@ -11,11 +11,10 @@ from __future__ import annotations
 import gc
 import sys
 
-from ..tables import Integration, Operation
+from ..tables import Integration, Operation, default_does_block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 
@@ -75,17 +74,11 @@ def _sql(self: object, statements: object, *args: object, **kwargs: object) -> o
     return statements
 
 
-def _of(does_block: Callable[..., bool], *operations: Operation) -> list[Operation]:
-    for operation in operations:
-        operation.does_block = operation.does_block or does_block
-    return list(operations)
-
-
 integration: Integration = Integration(
     "apsw",
     {
         "apsw": {
-            "Connection": _of(
+            "Connection": default_does_block(
                 _is_synchronous,
                 Operation("__init__", called="apsw.Connection", does_block=_opens),
                 Operation("execute", statement=_sql),
@@ -106,7 +99,7 @@ integration: Integration = Integration(
                 Operation("cache_flush"),
                 Operation("cacheflush", called="apsw.Connection.cache_flush"),
             ),
-            "Cursor": _of(
+            "Cursor": default_does_block(
                 _is_synchronous,
                 Operation("execute", statement=_sql),
                 Operation("executemany", statement=_sql),
@@ -116,7 +109,7 @@ integration: Integration = Integration(
                 Operation("get", getter=True),
                 Operation("close", does_block=_ends_a_write, cleans_up=True),
             ),
-            "Blob": _of(
+            "Blob": default_does_block(
                 _is_synchronous,
                 Operation("read"),
                 Operation("readall"),
@@ -127,14 +120,14 @@ integration: Integration = Integration(
                 Operation("__exit__", cleans_up=True),
                 Operation("close", cleans_up=True),
             ),
-            "Backup": _of(
+            "Backup": default_does_block(
                 _is_synchronous,
                 Operation("step"),
                 Operation("__exit__", cleans_up=True),
                 Operation("finish", cleans_up=True),
                 Operation("close", cleans_up=True),
             ),
-            "Session": _of(
+            "Session": default_does_block(
                 _is_synchronous,
                 Operation("diff"),
                 Operation("changeset"),
@@ -143,7 +136,7 @@ integration: Integration = Integration(
                 Operation("patchset_stream"),
             ),
             "Changeset": [Operation("apply", does_block=_applies)],
-            "ChangesetBuilder": _of(
+            "ChangesetBuilder": default_does_block(
                 _reads_schema,
                 Operation("add"),
                 Operation("add_change"),

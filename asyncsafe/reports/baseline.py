@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from ..exceptions import ConfigurationError
 from ..messages import shorten
+from ..policy import DJANGO_VARIABLE
 from .wording import printable
 
 TYPE_CHECKING = False
@@ -30,6 +33,8 @@ def finish(
     update: add what is new.
     prune: take out what this run didn't see, unless `why_not` says why it may not have come by.
     """
+    if os.environ.get(DJANGO_VARIABLE):  # it is stronger than the baseline, which wasn't asked
+        why_not = f"{DJANGO_VARIABLE} allowed everything"
     add = baseline.new
     unseen = [] if why_not else baseline.unseen
     take_out = unseen if prune else []

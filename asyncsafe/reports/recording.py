@@ -68,9 +68,7 @@ class Recording:
 
     def _start_anew(self) -> None:
         """In a forked child: what was recorded until now is the parent's, and so is its file."""
-        with contextlib.suppress(OSError):
-            if self._is_ours():
-                os.close(self._descriptor)
+        self._close()
         violations.clear()
         self._open()
         self._open_early()
@@ -83,6 +81,7 @@ class Recording:
     def end(self) -> None:
         """What is recorded from now on isn't this recording's. It may begin again."""
         self._end_keeping()
+        self._close()
 
     # What the recorder calls ---------------------------------------------------------------------
 
@@ -174,11 +173,16 @@ class Recording:
             path = os.path.join(self._directory, f"{os.getpid()}-{os.urandom(4).hex()}{ENDING}")
             self._descriptor = os.open(path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o666)
             self._path = path
-        else:  # the program has closed the descriptor, as daemons close all of them
+        else:  # closed by `end`, or by the program, as daemons close all of them
             self._descriptor = os.open(self._path, _FLAGS)
         # Nothing is written there. No other file stands at that offset, and to ask for it costs a
         # quarter of what os.fstat() does.
         self._mark = os.lseek(self._descriptor, _random_offset(), os.SEEK_SET)
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                os.close(self._descriptor)
 
     def _is_ours(self) -> bool:
         """Whether the descriptor is still this file's: the program may have opened another with it."""

@@ -300,6 +300,26 @@ os.wait()
     assert len(report["processes"]) == 2
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="they can't be counted here")
+def test_one_that_ends_and_begins_again_keeps_no_descriptors(tmp_path: Path) -> None:
+    end = """
+from asyncsafe.reports.recording import Recording
+asyncio.run(work())
+one = Recording(sys.argv[1])
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(5):
+    one.begin()
+    asyncio.run(work())
+    one.end()
+    assert len(os.listdir("/proc/self/fd")) <= before
+"""
+    report, told, _ = record(tmp_path, end)
+
+    assert told == ""
+    # It was recorded by the program's own recording, too.
+    assert sum(site["calls"] for site in report["sites"]) == 21 + 2 * 5 * 21
+
+
 CLOSED = """
 asyncio.run(work())
 os.closerange(3, 100)

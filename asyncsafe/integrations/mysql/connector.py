@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 
-from ...tables import Integration, Operation
+from ...tables import Integration, Operation, default_does_block
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,13 +158,8 @@ def _of_both(name: str, **options: Any) -> Operation:
     return Operation(name, called=f"mysql.connector.MySQLConnection.{name}", **options)
 
 
-def _of_open(*operations: Operation) -> list[Operation]:
-    for operation in operations:
-        operation.does_block = operation.does_block or _is_open
-    return list(operations)
-
-
-_COMMANDS = _of_open(
+_COMMANDS = default_does_block(
+    _is_open,
     Operation("commit"),
     Operation("rollback", cleans_up=True),
     Operation("close", cleans_up=True),
